@@ -1,0 +1,175 @@
+"""The running account of a cloud: what its steps did to the law, summed step by step.
+
+It carries an upper bound on KL(p_t || q_t) with q_t = N(0, s_t^2 I) the law of the coupled reference (p0 itself for
+every scheme with an exact Ornstein-Uhlenbeck part), the expected prediction of (I1), the expected coupled distance
+of (I5), and the moments of the reference's increments (C0). A step is a chain of maps, each with its own rule:
+
+    kick     T(z) = z + eps b(z), b = sum_i c_i grad psi_i      K <- K + E[(|Tz|^2 - |z|^2) / (2 s^2) - log det DT]
+    channel  z <- c z + sigma xi,  s'^2 = c^2 s^2 + sigma^2     K <- min(a^2 K, K - (a^-2 - 1)/2 s'^2 I_lb),  a = c s / s'
+
+The kick is an exact change of variables where T is injective; the channel is an Ornstein-Uhlenbeck semigroup in the
+coordinates z / s, where relative entropy contracts by a^2 (log-Sobolev) and falls by the integrated Fisher
+information, which is at least e^{2 lam (t_end - t)} times its value at the end. I_lb <= I is Stein's bound there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Account:
+    """What the steps so far have done, per cloud (all means over its particles).
+
+    Attributes
+    ----------
+    kl : float
+        Upper bound on KL(p_t || N(0, s_t^2 I)) in nats; infinite once a step was not certified.
+    mass_outside : float
+        Largest Gaussian mass (of |u|) outside the slab where a kick was proved injective.
+    work : float
+        Integral of E|b|^2 dt, for the Girsanov bound work / (4 lam).
+    prediction : ndarray, shape (n,)
+        The prediction that (I1), integrated along the steps, expects now.
+    prediction_variance : ndarray, shape (n,)
+        Variance of the measured prediction about it that the noise of finitely many particles explains.
+    prediction_slack : ndarray, shape (n,)
+        Estimate of what the integration rule itself may be off by.
+    distance : float
+        The E|Z - Zbar|^2 that (I5), integrated along the steps, expects now.
+    noise : ndarray, shape (5,)
+        Sums over increments xi of the reference: count, xi, xi^2, xi^4, xi * Zbar / s.
+    reason : str
+        Why `kl` is infinite, or empty.
+    """
+
+    kl: float = 0.0
+    mass_outside: float = 0.0
+    work: float = 0.0
+    prediction: Array = field(default_factory=lambda: np.zeros(0))
+    prediction_variance: Array = field(default_factory=lambda: np.zeros(0))
+    prediction_slack: Array = field(default_factory=lambda: np.zeros(0))
+    distance: float = 0.0
+    noise: Array = field(default_factory=lambda: np.zeros(5))
+    reason: str = ""
+
+    def kicked(self, eps: float, sums: "KickSums", first_order: float, variance: float) -> "Account":
+        """Return the account after a kick of length `eps` under the reference variance s^2.
+
+        Parameters
+        ----------
+        eps : float
+            Length of the kick.
+        sums : KickSums
+            Means over the particles before the kick.
+        first_order : float
+            -c . e_s, the centred mean of z . b / s^2 - div b.
+        variance : float
+            s^2, the reference's variance.
+        """
+        gain = eps * first_order + 0.5 * eps * eps * sums.speed / variance + sums.remainder
+        kl, reason = self.kl + gain, self.reason
+        if not sums.injective:
+            kl, reason = math.inf, self.reason or "a kick was not certified to be injective: take smaller steps"
+        moved = eps * sums.push + 0.5 * eps * eps * sums.push2
+        return replace(
+            self,
+            kl=max(kl, 0.0),
+            reason=reason,
+            mass_outside=max(self.mass_outside, sums.mass_outside),
+            work=self.work + eps * sums.speed,
+            prediction=self.prediction + moved,
+            distance=self.distance + 2 * eps * sums.pull + eps * eps * sums.speed,
+        )
+
+    def spread(self, channel: "Channel", fisher: float) -> "Account":
+        """Return the account after the channel; `fisher` is a lower bound on the information at its end."""
+        a2 = channel.correlation2
+        contracted = a2 * self.kl
+        if math.isfinite(self.kl) and fisher > 0:
+            contracted = min(contracted, self.kl - 0.5 * (1 / a2 - 1) * channel.variance_after * fisher)
+        return replace(self, kl=max(contracted, 0.0), distance=channel.decay**2 * self.distance)
+
+    def replace_means(self, *, moved: Array, slack: Array, variance: Array, noise: Array) -> "Account":
+        """Return the account after what the channel did to predictions, with the increments of the reference."""
+        return replace(
+            self,
+            prediction=self.prediction + moved,
+            prediction_variance=self.prediction_variance + variance,
+            prediction_slack=self.prediction_slack + slack,
+            noise=self.noise + noise,
+        )
+
+
+@dataclass(frozen=True)
+class KickSums:
+    """Means over the particles that a kick reports: see `Account.kicked`.
+
+    `speed` = E|b|^2, `pull` = E (Z - Zbar) . b, `remainder` >= E[eps tr Db - log det(I + eps Db)], `push` and `push2`
+    (n,) first and second derivative along b of alpha E psi_i.
+    """
+
+    speed: float
+    pull: float
+    remainder: float
+    push: Array
+    push2: Array
+    injective: bool
+    mass_outside: float
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The linear Gaussian part of a step, z <- decay z + sigma xi, and the reference variance before it."""
+
+    decay: float
+    sigma: float
+    variance_before: float
+
+    @property
+    def variance_after(self) -> float:
+        """The reference's variance after the channel, s'^2 = decay^2 s^2 + sigma^2."""
+        return self.decay**2 * self.variance_before + self.sigma**2
+
+    @property
+    def correlation2(self) -> float:
+        """The squared correlation a^2 of the reference before and after."""
+        return self.decay**2 * self.variance_before / self.variance_after
+
+
+def injective_height(
+    c: Array, eps: float, x: Array, suprema: Sequence[float], train: str, *, midpoint: bool = False
+) -> float:
+    """Return U such that the kick of length eps along b = sum_i c_i grad psi_i is injective where |u| < U.
+
+    On the convex slab |u| < U the map id + eps b is injective if eps |Db| < tau = 1 (for the midpoint map
+    eps |Db| (1 + eps |Db| / 2) < 1, tau = sqrt(3) - 1). With |X' diag(u h'' c) X| <= |u| A, A = G3 lambda_max(sum
+    |c_i| x_i x_i'), and |X' (h' c)| <= B, the norm is at most (|u| A + sqrt(u^2 A^2 + 4 B^2)) / 2, hence
+    U = (tau - (eps B)^2 / tau) / (eps A).
+
+    Returns
+    -------
+    float
+        U; infinite where the map is a shear (train = "u"), zero where nothing is proved.
+    """
+    if train == "u" or eps == 0:
+        return math.inf
+    g2, g3 = suprema[1], suprema[2]
+    size = np.abs(np.asarray(c, dtype=np.float64))
+    if not size.any():
+        return math.inf
+    tau = math.sqrt(3) - 1 if midpoint else 1.0
+    weighted = x * size[:, None]
+    a = 0.0 if g3 == 0 else g3 * float(np.linalg.eigvalsh(x.T @ weighted)[-1])
+    b = 0.0
+    if train == "both":
+        norms = np.linalg.norm(x, axis=1)
+        b = g2 * min(float(size @ norms), float(np.linalg.norm(x, 2) * np.linalg.norm(size)))
+    room = tau - (eps * b) ** 2 / tau
+    if not math.isfinite(a) or room <= 0:
+        return 0.0
+    return math.inf if a == 0 else room / (eps * a)

@@ -1,0 +1,220 @@
+"""The state: m particles z_j = (theta_j, u_j), frozen, with the coupled reference that measures how far their law moved.
+
+The reference Zbar starts where the cloud starts and gets the same noise, but no loss: its law stays that of the
+start (p0, or N(0, s^2 I) for the Euler schemes, with s^2 known exactly). Differences Z - Zbar carry the signal of the
+law's motion without the sampling noise of the start. What to read next: `flow` for how a cloud moves.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from meanfield import noise, parallel
+from meanfield.account import Account
+from meanfield.errors import InputError
+from meanfield.noise import Stream
+from meanfield.units import Unit
+
+Array = np.ndarray
+DTYPES = {"float64": np.float64, "float32": np.float32}
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The prior p0 = N(0, std^2 I), from which particles start and to which weight decay draws them.
+
+    Parameters
+    ----------
+    std : float
+        Standard deviation of every coordinate.
+    """
+
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.std) and self.std > 0):
+            raise InputError(f"std of the prior must be positive and finite, got {self.std}")
+
+    @property
+    def variance(self) -> float:
+        """The variance of one coordinate."""
+        return self.std**2
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """m weighted particles in R^D at one time, with all that the next step needs.
+
+    Attributes
+    ----------
+    z : ndarray, shape (m, D)
+        Particles; the last column is u, the others are theta.
+    weights : ndarray, shape (m,), or None
+        Masses that sum to one; None means 1/m each.
+    reference : ndarray, shape (m, D), or None
+        The coupled reference Zbar; None where the start is not Gaussian.
+    reference_variance : float
+        s^2, the variance of one coordinate of the reference.
+    start : ndarray, shape (m, D), or None
+        Where the particles started; None where the seed tells it (`origin` regenerates it).
+    start_std : float
+        Standard deviation of the Gaussian start.
+    step, time, eta : int, float, float
+        Steps done, time of equation (3.4) of [CCGZ20], length of the last step.
+    seed, replicate : int
+        The integers that name the cloud's noise.
+    account : Account
+        The running KL account and the checks that ride with it.
+    """
+
+    z: Array
+    weights: Array | None = None
+    reference: Array | None = None
+    reference_variance: float = 1.0
+    start: Array | None = None
+    start_std: float = 1.0
+    step: int = 0
+    time: float = 0.0
+    eta: float = 0.0
+    seed: int = 0
+    replicate: int = 0
+    account: Account = dataclasses.field(default_factory=Account)
+
+    @property
+    def m(self) -> int:
+        """The number of particles."""
+        return int(self.z.shape[0])
+
+    @property
+    def dimension(self) -> int:
+        """D, the number of coordinates of a particle."""
+        return int(self.z.shape[1])
+
+    def replace(self, **changes: object) -> "Cloud":
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def mean(self, values: Array) -> Array:
+        """Return the weighted mean over particles of `values`, shape (m, ...), in float64."""
+        if self.weights is None:
+            return np.asarray(values, dtype=np.float64).mean(axis=0)
+        return np.tensordot(self.weights, np.asarray(values, dtype=np.float64), axes=1)
+
+    def origin(self) -> Array:
+        """Return where the particles started, shape (m, D); regenerated from the seed where it can be."""
+        return self.start if self.start is not None else _draw(self)
+
+    def replicated(self, replicate: int) -> "Cloud":
+        """Return the cloud at its start with the noise of another replicate (and its own Gaussian start)."""
+        if self.step:
+            raise InputError("replicates are made from a cloud at its start, not after steps")
+        cloud = self.replace(replicate=int(replicate))
+        if self.start is not None or replicate == self.replicate:
+            return cloud
+        z = _draw(cloud)
+        return cloud.replace(z=z, reference=None if self.reference is None else z)
+
+    def __repr__(self) -> str:
+        """Say size, time and seed; arrays are too long to be read."""
+        return (
+            f"Cloud(m={self.m}, D={self.dimension}, step={self.step}, time={self.time:.6g}, seed={self.seed}, "
+            f"replicate={self.replicate}, dtype={self.z.dtype.name})"
+        )
+
+
+def gaussian_cloud(
+    m: int,
+    unit: Unit | None = None,
+    d: int | None = None,
+    seed: int = 0,
+    *,
+    dimension: int | None = None,
+    std: float = 1.0,
+    replicate: int = 0,
+    dtype: str = "float64",
+    reference: bool = True,
+    weights: Array | None = None,
+) -> Cloud:
+    """Return m particles drawn from p0 = N(0, std^2 I), with their coupled reference.
+
+    The cloud of m particles is the prefix of the cloud of 2m with the same seed.
+
+    Parameters
+    ----------
+    m : int
+        Number of particles.
+    unit, d : Unit, int
+        The neuron and the number of inputs, from which D follows; or give `dimension` = D.
+    seed : int
+        64-bit name of the noise.
+    std : float
+        Standard deviation of the start; must agree with the prior of the flow.
+    reference : bool
+        False saves the memory of the reference and gives up everything measured against it.
+    weights : ndarray, shape (m,), optional
+        Positive masses; they are scaled to sum to one.
+
+    Raises
+    ------
+    InputError
+        If sizes, dtype or weights make no sense.
+    """
+    if dimension is None:
+        if d is None:
+            raise InputError("gaussian_cloud needs d (the number of inputs) and unit, or dimension=D")
+        dimension = (unit or Unit("tanh")).dimension(int(d))
+    if not (isinstance(m, int | np.integer) and m >= 1):
+        raise InputError(f"m must be a positive whole number of particles, got {m!r}")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be 'float64' or 'float32', got {dtype!r}")
+    shell = Cloud(
+        z=np.empty((int(m), dimension), DTYPES[dtype]),
+        weights=None if weights is None else normalised(weights, int(m)),
+        reference_variance=Gaussian(std).variance,
+        start_std=std,
+        seed=int(seed),
+        replicate=replicate,
+    )
+    z = _draw(shell)
+    return shell.replace(z=z, reference=z if reference else None)
+
+
+def cloud_at(z: Array, *, weights: Array | None = None, seed: int = 0, replicate: int = 0) -> Cloud:
+    """Return a cloud started at given particles: no reference, so only what needs none can be measured."""
+    z = np.array(z, dtype=np.float32 if np.asarray(z).dtype == np.float32 else np.float64)
+    if z.ndim != 2 or not z.size:
+        raise InputError(f"particles must come as an array of shape (m, D), got shape {z.shape}")
+    if not np.isfinite(z).all():
+        raise InputError("particles must be finite, but NaN or infinity came")
+    w = None if weights is None else normalised(weights, len(z))
+    return Cloud(z=z, weights=w, start=z, seed=seed, replicate=replicate)
+
+
+def normalised(weights: Array, m: int) -> Array:
+    """Return weights scaled to sum to one; refuse a wrong shape or a negative mass."""
+    w = np.array(weights, dtype=np.float64)
+    if w.shape != (m,):
+        raise InputError(f"weights must have shape ({m},), one for each particle, got {w.shape}")
+    if not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
+        raise InputError("weights must be finite, not negative, and not all zero")
+    return w / w.sum()
+
+
+def _draw(cloud: Cloud) -> Array:
+    return cloud_noise(cloud, Stream.INIT, step=0) * cloud.z.dtype.type(cloud.start_std)
+
+
+def cloud_noise(cloud: Cloud, stream: Stream, *, step: int, first_block: int = 0) -> Array:
+    """Return the standard normals of a cloud at one step, shape (m, D); any split over threads gives the same."""
+    out = np.empty_like(cloud.z)
+
+    def fill(part: slice) -> None:
+        out[part] = noise.normals(
+            cloud.seed, stream, step=step, replicate=cloud.replicate, first=part.start,
+            count=part.stop - part.start, width=cloud.dimension, dtype=out.dtype, first_block=first_block,
+        )  # fmt: skip
+
+    parallel.each_block(fill, cloud.m, 4096)
+    return out

@@ -1,0 +1,38 @@
+"""What can go wrong, each with the exit code that the command line gives it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MeanfieldError(Exception):
+    """Base of every error that is a message for the user, never a traceback."""
+
+    exit_code = 2
+
+
+class InputError(MeanfieldError, ValueError):
+    """Bad input or usage: says what came, what was wanted and what to type."""
+
+
+class DivergedError(MeanfieldError, ArithmeticError):
+    """The dynamics left the region where its numbers mean something."""
+
+    exit_code = 3
+
+
+class CheckError(MeanfieldError):
+    """A check of the results failed."""
+
+    exit_code = 1
+
+
+class Interrupted(MeanfieldError):
+    """A signal stopped the run after its state was saved."""
+
+    exit_code = 130
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

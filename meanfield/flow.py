@@ -1,0 +1,202 @@
+"""The dynamics: one pure step from cloud to cloud, for every objective and scheme.
+
+    dz = (-grad dF/dp(z) - lam z) dt + sqrt(2 lam) dW        (equation (3.4) of [CCGZ20]; lam z = -lam grad log p0)
+
+`Flow` says what is minimised, how strong noise and decay are, and how a step is made; `Flow.step` makes one, and
+`Flow.propose` chooses its length. `steps` holds the step itself, `schemes` the parts of each scheme.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from meanfield import parallel, steps
+from meanfield.account import injective_height
+from meanfield.cloud import Cloud, Gaussian
+from meanfield.errors import InputError, did_you_mean
+from meanfield.objectives import Objective
+from meanfield.schemes import SCHEMES, Scheme
+from meanfield.steps import Dynamics
+
+Array = np.ndarray
+AUTO = "auto"
+TRAIN = ("both", "u", "theta")
+# The step rule of the kernel schemes (see `Flow.propose`): the first step in units of 1 / (kappa lambda_max), growth a
+# step, largest rms kick, largest lam * eta, and how many standard deviations of u the kick must be injective on.
+FIRST_STEP, GROWTH, KICK, DECAY, SLAB = 0.25, 1.5, 0.05, 0.1, 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Noisy gradient descent on an objective, with weight decay to a Gaussian prior.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is minimised.
+    lam : float
+        Strength of noise and decay: Q(p) = F(p) + lam KL(p || p0).
+    eta : float, "auto" or callable
+        Length of a step in the time of (3.4); "auto" applies the rule of `propose`; a callable takes the step's number.
+    scheme : str
+        "kernel", "kernel2", "exponential", "euler", "euler_literal", or "auto": what suits the objective.
+    prior : Gaussian or None
+        p0; None means no decay.
+    train : str
+        "both", or "u" or "theta" alone, the other layer frozen.
+    allow_unstable : bool
+        Let explicit steps exceed the stability limit. Bounded activations do not blow up there, they go wrong.
+    account : bool
+        Keep the KL account and the checks that ride with a step; costs about as much as the step.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown or a number makes no sense.
+    """
+
+    objective: Objective
+    lam: float = 1e-2
+    eta: float | str | Callable[[int], float] = AUTO
+    scheme: str = AUTO
+    prior: Gaussian | None = field(default_factory=Gaussian)
+    train: str = "both"
+    allow_unstable: bool = False
+    account: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {type(self.objective).__name__}")
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise InputError(f"lam must be finite and at least 0, got {self.lam!r}")
+        if self.train not in TRAIN:
+            raise InputError(f"train must be 'both', 'u' or 'theta', got {self.train!r}.{did_you_mean(self.train, TRAIN)}")
+        if self.scheme != AUTO and self.scheme not in SCHEMES:
+            known = ", ".join(SCHEMES)
+            raise InputError(
+                f"scheme must be one of auto, {known}, got {self.scheme!r}.{did_you_mean(self.scheme, SCHEMES)}"
+            )
+        fixed = not callable(self.eta) and self.eta != AUTO
+        if fixed and not (isinstance(self.eta, int | float) and math.isfinite(self.eta) and self.eta > 0):
+            raise InputError(f"eta must be a positive number, 'auto' or a function of the step, got {self.eta!r}")
+
+    @cached_property
+    def method(self) -> Scheme:
+        """The scheme that steps are made by."""
+        return SCHEMES[self.objective.preferred_scheme if self.scheme == AUTO else self.scheme]
+
+    @property
+    def decay(self) -> float:
+        """1 / std^2 of the prior, 0 without one."""
+        return 0.0 if self.prior is None else 1 / self.prior.variance
+
+    @cached_property
+    def dynamics(self) -> Dynamics:
+        """What a step needs beside the cloud."""
+        keeps = self.account and self.objective.network is not None
+        return Dynamics(self.objective, self.method, float(self.lam), self.decay, self.train, keeps)
+
+    def accounts(self, cloud: Cloud) -> bool:
+        """Return whether steps from this cloud keep an account: the objective is a network, the cloud has a reference."""
+        return self.dynamics.account and cloud.reference is not None
+
+    @parallel.serial_blas
+    def step(self, cloud: Cloud, eta: float | None = None) -> Cloud:
+        """Return the cloud one step later; pure, and the same bits for any number of threads.
+
+        Parameters
+        ----------
+        cloud : Cloud
+            The state; it is not changed.
+        eta : float, optional
+            Length of the step; by default what `propose` says for this cloud.
+
+        Raises
+        ------
+        InputError
+            If the step is explicit and longer than the stability limit.
+        DivergedError
+            If particles are not finite afterwards.
+        """
+        eta = self.propose([cloud]) if eta is None else float(eta)
+        if self.method.explicit and not self.allow_unstable:
+            self.check_stable(cloud, eta)
+        return steps.step(self.dynamics._replace(account=self.accounts(cloud)), cloud, eta)
+
+    def stability_limit(self, cloud: Cloud) -> float:
+        """Return the longest stable explicit step, 2 / (kappa lambda_max(H) + lam / std^2); infinite if nothing limits.
+
+        For the square loss kappa lambda_max(H) = 2 alpha^2 lambda_max(H) / n. The kernel schemes have no limit.
+        """
+        rate = self.objective.stiffness(cloud, self.train) + self.lam * self.decay
+        return 2 / rate if rate > 0 else math.inf
+
+    def check_stable(self, cloud: Cloud, eta: float) -> None:
+        """Refuse an explicit step longer than the stability limit."""
+        limit = self.stability_limit(cloud)
+        if eta > limit:
+            cure = "scheme='kernel', which has no limit, " if self.objective.tangent(cloud, self.train) else ""
+            raise InputError(
+                f"eta = {eta:.6g} is above the stability limit {limit:.6g} of the explicit scheme '{self.method.name}' "
+                f"(2 / (kappa lambda_max(H) + lam)), where bounded activations go silently wrong; take {cure}"
+                f"eta below {limit:.3g}, or allow_unstable=True to see it happen"
+            )
+
+    @parallel.serial_blas
+    def propose(self, clouds: Sequence[Cloud]) -> float:
+        """Return the length of the next step for replicates that step together.
+
+        Explicit schemes take half the stability limit. The kernel schemes start at 0.25 / (kappa lambda_max(H)), grow by
+        1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05, lam eta / std^2 at most 0.1, and every kick
+        injective for |u| up to 8 standard deviations (or beyond the farthest particle).
+        """
+        if callable(self.eta):
+            return float(self.eta(clouds[0].step))
+        if self.eta != AUTO:
+            return float(self.eta)
+        if self.method.explicit:
+            limit = min(self.stability_limit(cloud) for cloud in clouds)
+            if not math.isfinite(limit):
+                raise InputError("eta='auto' cannot tell a step: nothing limits it here; give eta as a number")
+            return 0.5 * limit
+        return min(self._propose_kernel(cloud) for cloud in clouds)
+
+    def _propose_kernel(self, cloud: Cloud) -> float:
+        if self.objective.tangent(cloud, self.train) is None:
+            raise InputError(
+                f"scheme '{self.method.name}' needs an objective with a tangent (a network's risk); take 'exponential'"
+            )
+        eta = GROWTH * cloud.eta
+        if not cloud.eta:
+            rate = self.objective.stiffness(cloud, self.train)
+            eta = FIRST_STEP / rate if rate else math.inf
+        if self.lam * self.decay:
+            eta = min(eta, DECAY / (self.lam * self.decay))
+        if not math.isfinite(eta):
+            raise InputError("eta='auto' cannot tell a step: nothing drives this flow; give eta as a number")
+        while not self._small_enough(cloud, eta):
+            eta *= 0.8
+        return eta
+
+    def _small_enough(self, cloud: Cloud, eta: float) -> bool:
+        """Return whether a kernel step keeps the rms kick small and, where it is accounted for, injective."""
+        objective = self.objective
+        residual = steps.frozen_kernel(self.dynamics, cloud, cloud, eta)
+        _, gram, _ = objective.tangent(cloud, self.train, self.decay)  # type: ignore[misc]
+        kappa = objective.kappa  # type: ignore[attr-defined]
+        # E|b_J|^2 = (4 alpha^2 / n^2) J' H J
+        speed = math.sqrt(max(2 * kappa / len(residual) * float(residual @ gram @ residual), 0.0))
+        if eta * speed > KICK * (self.prior.std if self.prior else 1.0):
+            return False
+        risk = objective.network
+        if risk is None or not self.accounts(cloud) or steps.unaccountable(self.dynamics):
+            return True
+        height = injective_height(
+            risk.coefficients(residual), 0.5 * eta, risk.inputs, risk.unit.h.suprema, self.train,
+            midpoint=self.method.midpoint,
+        )  # fmt: skip
+        farthest = float(np.abs(cloud.z[:, -1]).max())
+        return height > max(SLAB * math.sqrt(cloud.reference_variance), 1.5 * farthest)

@@ -1,0 +1,288 @@
+"""What can be measured at every record: functions of (cloud, flow), or of (clouds, flow) over the replicates.
+
+To add one, write a function here and decorate it with `observable`; the loop, the run directory and the tests find it.
+In a script any function of (cloud, flow) works in a `Record`. `bounds` holds the costly ones, taken at bound times.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from meanfield import steps
+from meanfield.cloud import Cloud
+from meanfield.errors import InputError, MeanfieldError
+from meanfield.flow import Flow
+from meanfield.risk import Risk
+
+Array = np.ndarray
+
+
+class Unavailable(MeanfieldError):
+    """The observable has no meaning for this configuration; the message is the reason that metadata.json keeps."""
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A named measurement.
+
+    Attributes
+    ----------
+    name : str
+        Name of the variable in `records.nc`.
+    function : callable
+        Of (cloud, flow) for each replicate, or of (clouds, flow) if `pooled`.
+    dims : tuple of str
+        Its dimensions beside `replicate` and the time ("sample", or none).
+    costly : bool
+        True: taken at bound times; False: at every record.
+    pooled : bool
+        Whether it takes all replicates at once.
+    unit, text, zero : str
+        Unit; one line on what it is; what it reads when the truth is zero.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    dims: tuple[str, ...] = ()
+    costly: bool = False
+    pooled: bool = False
+    unit: str = ""
+    text: str = ""
+    zero: str = ""
+
+
+OBSERVABLES: dict[str, Observable] = {}
+
+
+def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -> Callable[[Callable], Callable]:
+    """Register the decorated function as an observable of its own name."""
+
+    def register(function: Callable) -> Callable:
+        name = function.__name__
+        OBSERVABLES[name] = Observable(name, function, unit=unit, text=text, zero=zero, **options)
+        return function
+
+    return register
+
+
+def network(flow: Flow) -> Risk:
+    """Return the risk of the network that the flow trains, or say that there is none."""
+    risk = getattr(flow.objective, "full", None)
+    if not isinstance(risk, Risk):
+        raise Unavailable("the objective is not the risk of a network")
+    return risk
+
+
+def coupled(cloud: Cloud) -> Array:
+    """Return the coupled reference, or say why there is none."""
+    if cloud.reference is None:
+        raise Unavailable("the cloud has no coupled reference: it was not started from p0 (gaussian_cloud)")
+    return cloud.reference
+
+
+def accounted(cloud: Cloud, flow: Flow) -> Cloud:
+    """Return the cloud if its steps keep an account, or say why they do not."""
+    coupled(cloud)
+    if not flow.accounts(cloud):
+        raise Unavailable("the flow keeps no account (account=False, or its objective is not a network)")
+    return cloud
+
+
+# Every function below is called with each replicate's cloud. ---------------------------------------------------------
+
+
+@observable("mean loss over the samples")
+def loss(cloud: Cloud, flow: Flow) -> float:
+    """Return the objective's value over all data (biased up by O(1/m) for the limit law: see loss_unbiased)."""
+    return flow.objective.full.value(cloud)
+
+
+@observable("network output on the training inputs", dims=("sample",))
+def prediction(cloud: Cloud, flow: Flow) -> Array:
+    """Return f, shape (n,)."""
+    return network(flow).prediction(cloud)
+
+
+@observable("rms defect of identity (I1), measured minus integrated prediction (certificate C3)")
+def residual_defect(cloud: Cloud, flow: Flow) -> float:
+    """Return the rms over samples of f minus what (I1) integrated along the steps expects."""
+    return float(np.sqrt(np.mean(_defect(cloud, flow)[0] ** 2)))
+
+
+@observable("what the defect of (I1) may be: sampling noise and integration error", zero="not zero: it is an error bar")
+def residual_defect_se(cloud: Cloud, flow: Flow) -> float:
+    """Return the rms over samples of the standard error of `residual_defect` plus the integration rule's slack."""
+    _, error = _defect(cloud, flow)
+    return float(np.sqrt(np.mean(error**2)))
+
+
+def _defect(cloud: Cloud, flow: Flow) -> tuple[Array, Array]:
+    risk = network(flow)
+    accounted(cloud, flow)
+    if flow.objective.network is not flow.objective:
+        raise Unavailable("(I1) is not integrated for minibatches, whose residual is not the network's")
+    if not steps.smooth(flow.dynamics):
+        raise Unavailable(f"(I1) needs a second derivative of h, which {risk.unit.h.name} has not")
+    if not len(cloud.account.prediction):
+        return np.zeros(risk.n), np.zeros(risk.n)
+    account = cloud.account
+    return risk.prediction(cloud) - account.prediction, np.sqrt(account.prediction_variance) + account.prediction_slack
+
+
+@observable("E|Z|^2 / D", zero="1 at p0")
+def second_moment(cloud: Cloud, flow: Flow) -> float:
+    """Return the mean square of a coordinate over the cloud."""
+    return float(cloud.mean(np.einsum("ij,ij->i", cloud.z, cloud.z)) / cloud.dimension)
+
+
+@observable("rms drift sqrt(E|b|^2) of a particle", unit="length / time")
+def drift_rms(cloud: Cloud, flow: Flow) -> float:
+    """Return sqrt(E|b|^2) = (2 alpha / n) sqrt(r' H r), from the tangent where there is one."""
+    objective = flow.objective.full
+    tangent = objective.tangent(cloud, flow.train, flow.decay)
+    if tangent is not None and isinstance(objective, Risk):
+        r, gram, _ = tangent
+        return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ gram @ r), 0.0))
+    gradient = objective.gradient(cloud)
+    return math.sqrt(float(cloud.mean(np.einsum("ij,ij->i", gradient, gradient))))
+
+
+@observable("rms over samples of e_i = E_p[Laplace psi_i - z . grad psi_i]")
+def generator_rms(cloud: Cloud, flow: Flow) -> float:
+    """Return the rms of e, which drives predictions back to those of p0."""
+    risk = network(flow)
+    if not steps.smooth(flow.dynamics):
+        raise Unavailable(f"e needs a second derivative of h, which {risk.unit.h.name} has not")
+    return float(np.sqrt(np.mean(risk.generator(cloud, flow.train, flow.decay) ** 2)))
+
+
+@observable("mean square distance travelled, E|Z_t - Z_0|^2", unit="length^2")
+def travelled(cloud: Cloud, flow: Flow) -> float:
+    """Return E|Z_t - Z_0|^2, which is O(1) however little the law moves."""
+    gap = cloud.z - cloud.origin()
+    return float(cloud.mean(np.einsum("ij,ij->i", gap, gap)))
+
+
+@observable("mean square distance to the coupled reference, E|Z - Zbar|^2: an upper bound on W2^2", unit="length^2")
+def coupled_distance(cloud: Cloud, flow: Flow) -> float:
+    """Return E|Z - Zbar|^2, as (I5) has it (no rescaling of the Euler schemes' reference)."""
+    gap = cloud.z - coupled(cloud)
+    return float(cloud.mean(np.einsum("ij,ij->i", gap, gap)))
+
+
+@observable("defect of identity (I5): measured minus integrated E|Z - Zbar|^2", unit="length^2", zero="rounding error")
+def coupling_defect(cloud: Cloud, flow: Flow) -> float:
+    """Return E|Z - Zbar|^2 minus what (I5) integrated along the steps expects; rounding if they share their noise."""
+    accounted(cloud, flow)
+    return coupled_distance(cloud, flow) - cloud.account.distance
+
+
+@observable("discrete account: upper bound on KL(p_t || p0) per replicate", unit="nats")
+def kl_account(cloud: Cloud, flow: Flow) -> float:
+    """Return the account's bound, turned from the reference's law N(0, s^2 I) to p0."""
+    accounted(cloud, flow)
+    reason = steps.unaccountable(flow.dynamics)
+    if reason:
+        raise Unavailable(reason)
+    return account_bound(cloud, flow)
+
+
+def account_bound(cloud: Cloud, flow: Flow) -> float:
+    """Return KL(p || q_s) + (1/v - 1/s^2) E|Z|^2 / 2 - D log(s / std), q_s = N(0, s^2 I), p0 = N(0, v I), v = std^2.
+
+    E|Z|^2 = D s^2 + mean(|Z|^2 - |Zbar|^2) over the trained coordinates, centred on the reference.
+    """
+    s2, v = cloud.reference_variance, cloud.start_std**2
+    if s2 == v:
+        return cloud.account.kl
+    columns = steps.trained(flow.train)
+    z, reference = cloud.z[:, columns], coupled(cloud)[:, columns]
+    size = z.shape[1]
+    square = size * s2 + float(cloud.mean(np.einsum("ij,ij->i", z, z) - np.einsum("ij,ij->i", reference, reference)))
+    return cloud.account.kl + 0.5 * (1 / v - 1 / s2) * square - 0.5 * size * math.log(s2 / v)
+
+
+def _increments(cloud: Cloud, flow: Flow) -> Array:
+    accounted(cloud, flow)
+    if flow.lam == 0:
+        raise Unavailable("lam = 0: there is no noise to check")
+    return cloud.account.noise
+
+
+@observable("variance of the reference's increments (certificate C0)", zero="1 for right noise")
+def noise_variance(cloud: Cloud, flow: Flow) -> float:
+    """Return the mean square of (Zbar' - c Zbar) / sigma over all steps so far; 1 if the noise level is right."""
+    count, _, square, _, _ = _increments(cloud, flow)
+    return square / count if count else 1.0
+
+
+@observable("standard error of the mean of one increment's square", zero="not zero: it is an error bar")
+def noise_variance_se(cloud: Cloud, flow: Flow) -> float:
+    """Return sqrt(2 / count), the standard error of `noise_variance` for independent normals."""
+    count = _increments(cloud, flow)[0]
+    return math.sqrt(2 / count) if count else math.inf
+
+
+@observable("mean of the reference's increments, in standard errors")
+def noise_mean(cloud: Cloud, flow: Flow) -> float:
+    """Return the mean increment over its standard error, a standard normal if the noise is right."""
+    count, total, _, _, _ = _increments(cloud, flow)
+    return total / math.sqrt(count) if count else 0.0
+
+
+@observable("fourth moment of the reference's increments", zero="3 for Gaussian noise")
+def noise_kurtosis(cloud: Cloud, flow: Flow) -> float:
+    """Return the mean fourth power of the increments; 3 +- sqrt(96 / count) if they are normal."""
+    count, _, _, fourth, _ = _increments(cloud, flow)
+    return fourth / count if count else 3.0
+
+
+@observable("correlation of the reference's increments with its position, in standard errors")
+def noise_state_correlation(cloud: Cloud, flow: Flow) -> float:
+    """Return sum xi Zbar / s over sqrt(count), a standard normal if the reference decays at the right rate."""
+    count, _, _, _, cross = _increments(cloud, flow)
+    return cross / math.sqrt(count) if count else 0.0
+
+
+# Functions of all replicates at once. --------------------------------------------------------------------------------
+
+
+@observable("unbiased loss: products of residuals across replicates (may be negative)", pooled=True)
+def loss_unbiased(clouds: Sequence[Cloud], flow: Flow) -> float:
+    """Return the square loss with the O(1/m) bias of r^2 removed: mean over pairs r != s of r_i^(r) r_i^(s)."""
+    risk = network(flow)
+    if len(clouds) < 2:
+        raise Unavailable("an unbiased loss needs at least two replicates")
+    if risk.loss != "square":
+        raise Unavailable("the unbiased loss is a product of residuals, for the square loss alone")
+    if not risk.centred:
+        raise Unavailable("the loss of a network of width m is what it is: only the limit law's is biased")
+    return cross_product(np.array([risk.residual(risk.prediction(c)) for c in clouds]))
+
+
+def cross_product(residuals: Array) -> float:
+    """Return the mean over samples and pairs of distinct replicates of r^(r) r^(s); residuals of shape (R, n)."""
+    replicates = len(residuals)
+    pairs = replicates * (replicates - 1)
+    return float(np.mean((residuals.sum(0) ** 2 - (residuals**2).sum(0)) / pairs))
+
+
+def select(names: Sequence[str] | None) -> list[Observable]:
+    """Return the observables of those names (all of them for None).
+
+    Raises
+    ------
+    InputError
+        If a name is unknown; the nearest is named.
+    """
+    if not names:
+        return list(OBSERVABLES.values())
+    from meanfield.errors import did_you_mean
+
+    for name in names:
+        if name not in OBSERVABLES:
+            raise InputError(f"no observable is called {name!r}.{did_you_mean(name, OBSERVABLES)}")
+    return [OBSERVABLES[name] for name in dict.fromkeys(names)]

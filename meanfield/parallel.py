@@ -1,0 +1,138 @@
+"""Threads over blocks of particles, and sums whose bits do not depend on how many there are.
+
+Particles are cut into blocks of a size that depends on the number of samples alone. Each block is worked by one
+thread with a single-threaded BLAS, and partial sums are combined in a fixed dyadic tree over block numbers. So a
+result is the same to the last bit for any number of threads.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from meanfield.errors import InputError
+
+# A block of activations (block x n doubles) should stay within a core's second-level cache.
+BLOCK_ELEMENTS = 1 << 17
+LARGEST_BLOCK = 1024
+SMALLEST_BLOCK = 64
+
+_state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0}
+
+
+def block_size(n: int) -> int:
+    """Return the number of particles in a block for n samples: a power of two that depends on n alone."""
+    size = LARGEST_BLOCK
+    while size > SMALLEST_BLOCK and size * max(n, 1) > BLOCK_ELEMENTS:
+        size //= 2
+    return size
+
+
+def blocks(m: int, size: int) -> list[slice]:
+    """Return the slices that cut range(m) into blocks of `size`, the last one shorter."""
+    return [slice(first, min(first + size, m)) for first in range(0, m, size)]
+
+
+def threads() -> int:
+    """Return how many threads work on blocks (default: the cores this process may use)."""
+    if _state["threads"] is None:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        _state["threads"] = max(1, count or 1)
+    return int(_state["threads"])
+
+
+def set_threads(count: int | None) -> None:
+    """Set the number of threads; None goes back to the cores this process may use."""
+    if count is not None and count < 1:
+        raise InputError(f"threads must be at least 1, got {count}; leave it out to use every core")
+    if _state["pool"] is not None:
+        _state["pool"].shutdown()
+    _state.update(threads=count, pool=None)
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Keep BLAS on one thread inside: its results may depend on its thread count, and ours must not."""
+    if _state["blas"] is None:
+        from threadpoolctl import ThreadpoolController
+
+        _state["blas"] = ThreadpoolController()
+    if _state["depth"]:
+        # Setting the limit costs far more than a small step; the outermost caller has done it.
+        yield
+        return
+    _state["depth"] += 1
+    try:
+        with _state["blas"].limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _state["depth"] -= 1
+
+
+def serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function so that BLAS runs on one thread inside it."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with single_threaded_blas():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class DyadicSum:
+    """A running sum over numbered blocks, combined as a fixed binary tree over the numbers.
+
+    Works on arrays and on tuples of arrays; at most log2(blocks) partial sums are held.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[tuple[int, Any]] = []
+
+    def add(self, value: Any) -> None:
+        """Add the next block's value."""
+        level = 0
+        while self._stack and self._stack[-1][0] == level:
+            value = _plus(self._stack.pop()[1], value)
+            level += 1
+        self._stack.append((level, value))
+
+    def total(self) -> Any:
+        """Return the sum of all blocks."""
+        stack = list(self._stack)
+        value = stack.pop()[1]
+        while stack:
+            value = _plus(stack.pop()[1], value)
+        return value
+
+
+def _plus(a: Any, b: Any) -> Any:
+    if isinstance(a, tuple):
+        return tuple(_plus(x, y) for x, y in zip(a, b, strict=True))
+    return a + b
+
+
+@serial_blas
+def sum_blocks(function: Callable[[slice], Any], m: int, size: int) -> Any:
+    """Return the dyadic sum of function(block) over the blocks of range(m), worked by the threads."""
+    total = DyadicSum()
+    for value in _results(function, blocks(m, size)):
+        total.add(value)
+    return total.total()
+
+
+@serial_blas
+def each_block(function: Callable[[slice], Any], m: int, size: int) -> None:
+    """Call function(block) for every block of range(m), worked by the threads."""
+    for _ in _results(function, blocks(m, size)):
+        pass
+
+
+def _results(function: Callable[[slice], Any], parts: list[slice]) -> Iterator[Any]:
+    if threads() == 1 or len(parts) == 1:
+        return map(function, parts)
+    if _state["pool"] is None:
+        _state["pool"] = ThreadPoolExecutor(threads(), thread_name_prefix="meanfield")
+    return _state["pool"].map(function, parts)

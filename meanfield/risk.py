@@ -1,0 +1,331 @@
+"""Objectives of two-layer networks: the empirical risk, its minibatch, its linearisation.
+
+    f_i = alpha E_p psi_i,   psi_i(z) = u h(theta . x_i),   L(p) = (1/n) sum_i loss(f_i, y_i)
+
+With r_i half the slope of the loss (f_i - y_i for the square loss), the drift is b = sum_i c_i grad psi_i with
+c = -(2 alpha / n) r, and predictions obey df/dt = -kappa H r + alpha lam e, kappa = 2 alpha^2 / n (identity (I1) of
+the documentation), H the NTK Gram matrix, e_i = E_p[Laplace psi_i - z . grad psi_i].
+"""
+
+import math
+import weakref
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from meanfield import backends, ntk
+from meanfield.backends import Measurement, Moved
+from meanfield.cloud import Cloud
+from meanfield.errors import InputError, did_you_mean
+from meanfield.noise import random_subset
+from meanfield.objectives import Objective, Tangent
+from meanfield.units import Unit
+
+Array = np.ndarray
+LOSSES = ("square", "logistic")
+
+
+@dataclass(frozen=True, eq=False)
+class Risk(Objective):
+    """The empirical risk L(p) of a two-layer network over n samples ([CCGZ20], section 3).
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, d)
+        Inputs.
+    y : ndarray, shape (n,)
+        Labels; +-1 for the logistic loss.
+    unit : Unit
+        One neuron, psi(z, x) = u h(theta . x).
+    alpha : float
+        Scale of the output: 1 is the mean-field scaling, sqrt(m) the kernel scaling, m a conventional network.
+    centred : bool
+        True: f = alpha mean[psi(Z) - psi(Zbar)], the limit law, whose error falls as m^(-1/2) whatever alpha is.
+        False: f = alpha mean psi(Z), the network of width m.
+    loss : str
+        "square", (f - y)^2, or "logistic", log(1 + exp(-y f)).
+    backend : str
+        Where contractions run.
+
+    Raises
+    ------
+    InputError
+        If shapes, labels or numbers make no sense.
+    """
+
+    x: Array
+    y: Array
+    unit: Unit = field(default_factory=lambda: Unit("tanh"))
+    alpha: float = 1.0
+    centred: bool = True
+    loss: str = "square"
+    backend: str = "auto"
+    _memo: "weakref.WeakKeyDictionary[Cloud, dict]" = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False
+    )
+
+    preferred_scheme = "kernel"
+
+    def __post_init__(self) -> None:
+        unit = self.unit if isinstance(self.unit, Unit) else Unit(self.unit)
+        for name, value in (("x", np.array(self.x, float)), ("y", np.array(self.y, float)), ("unit", unit)):
+            object.__setattr__(self, name, value)
+        _check(self)
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return len(self.y)
+
+    @property
+    def d(self) -> int:
+        """The number of inputs."""
+        return int(self.x.shape[1])
+
+    @property
+    def kappa(self) -> float:
+        """2 alpha^2 / n, the rate of the kernel dynamics in units of H."""
+        return 2 * self.alpha**2 / self.n
+
+    @cached_property
+    def inputs(self) -> Array:
+        """The inputs as the neurons see them: with a column of ones if they have a bias, shape (n, D - 1)."""
+        return self.unit.inputs(self.x)
+
+    @cached_property
+    def engine(self) -> backends.Backend:
+        """The backend that does the contractions."""
+        return backends.get(self.backend)
+
+    @property
+    def network(self) -> "Risk":
+        """This risk."""
+        return self
+
+    # Measurements -----------------------------------------------------------------------------------------------
+
+    def measure(
+        self, cloud: Cloud, train: str = "both", *, gram: bool = True, variance: float | None = None
+    ) -> Measurement:
+        """Return the sums over the cloud (see `backends.reference.measure`), remembered while the cloud lives."""
+        memo = self._memo.setdefault(cloud, {})
+        for (t, g, v), found in memo.items():
+            if t == train and g in (True, gram) and variance in (None, v):
+                return found
+        found = self.engine.measure(
+            self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, train, gram=gram, variance=variance
+        )
+        memo[train, gram, variance] = found
+        return found
+
+    def remember(self, cloud: Cloud, twin: Cloud) -> None:
+        """Let `cloud` have what was measured for `twin`, whose particles are the same."""
+        if twin in self._memo:
+            self._memo[cloud] = self._memo[twin]
+
+    def prediction(self, cloud: Cloud, measured: Measurement | None = None) -> Array:
+        """Return f, shape (n,)."""
+        if measured is None:
+            # Not taken from what is remembered: the same numbers must come out after a restart.
+            return self.predict(cloud, self.x)
+        psi = measured.psi - measured.psi_reference if self._centres(cloud) else measured.psi
+        return self.alpha * psi
+
+    def predict(self, cloud: Cloud, x: Array) -> Array:
+        """Return f at other inputs x (k, d): shape (k,)."""
+        inputs = self.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64)))
+        psi = self.engine.predict(self.unit.h, inputs, cloud.z, cloud.weights)
+        if self._centres(cloud):
+            psi = psi - self.engine.predict(self.unit.h, inputs, cloud.reference, cloud.weights)
+        return self.alpha * psi
+
+    def _centres(self, cloud: Cloud) -> bool:
+        if self.centred and cloud.reference is None:
+            raise InputError(
+                "centred=True needs a cloud with a coupled reference: start from gaussian_cloud(...), "
+                "or write Risk(..., centred=False) for the network of width m"
+            )
+        return self.centred
+
+    # Loss -------------------------------------------------------------------------------------------------------
+
+    def losses(self, prediction: Array) -> Array:
+        """Return the loss of each sample, shape (..., n)."""
+        if self.loss == "square":
+            return (prediction - self.y) ** 2
+        return np.logaddexp(0.0, -self.y * prediction)
+
+    def residual(self, prediction: Array) -> Array:
+        """Return r, half the slope of the loss: f - y for the square loss, shape (n,)."""
+        if self.loss == "square":
+            return prediction - self.y
+        return -0.5 * self.y * np.exp(-np.logaddexp(0.0, self.y * prediction))
+
+    def curvature(self, prediction: Array) -> Array:
+        """Return dr/df: 1 for the square loss, shape (n,)."""
+        if self.loss == "square":
+            return np.ones(self.n)
+        return 0.5 * np.exp(-np.logaddexp(0.0, prediction) - np.logaddexp(0.0, -prediction))
+
+    def coefficients(self, residual: Array) -> Array:
+        """Return c = -(2 alpha / n) r, the coefficients of the drift b = sum_i c_i grad psi_i."""
+        return -(2 * self.alpha / self.n) * residual
+
+    # Objective --------------------------------------------------------------------------------------------------
+
+    def value(self, cloud: Cloud) -> float:
+        """Return L, the mean loss over the samples."""
+        return float(self.losses(self.prediction(cloud)).mean())
+
+    def first_variation(self, cloud: Cloud, points: Array) -> Array:
+        """Return dL/dp = (2 alpha / n) sum_i r_i psi_i at points (k, D)."""
+        c = self.coefficients(self.residual(self.prediction(cloud)))
+        points = np.asarray(points)
+        return -points[:, -1] * (self.unit.h.value(points[:, :-1] @ self.inputs.T) @ c)
+
+    def gradient(self, cloud: Cloud) -> Array:
+        """Return grad dL/dp at the particles, shape (m, D)."""
+        c = self.coefficients(self.residual(self.prediction(cloud)))
+        return -self.engine.pullback(self.unit.h, self.inputs, cloud.z, c)
+
+    def generator(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Array:
+        """Return e_i = E_p[Laplace psi_i - decay z . grad psi_i], centred where the dynamics are, shape (n,)."""
+        m = self.measure(cloud, train)
+        if self.centred:
+            return (m.laplacian - m.laplacian_reference) - decay * (m.pull - m.pull_reference)
+        return m.laplacian - decay * m.pull
+
+    def tangent(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Tangent:
+        """Return (r, H, e): residual (n,), NTK Gram matrix of the cloud (n, n), generator (n,)."""
+        measured = self.measure(cloud, train)
+        assert measured.gram is not None
+        return self.residual(self.prediction(cloud, measured)), measured.gram, self.generator(cloud, train, decay)
+
+    def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:
+        """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature), remembered with the cloud."""
+        memo = self._memo.setdefault(cloud, {})
+        key = (train, "spectrum", curvature.tobytes())
+        if key not in memo:
+            gram = self.measure(cloud, train).gram
+            root = np.sqrt(curvature)
+            assert gram is not None
+            memo[key] = tuple(np.linalg.eigh(root[:, None] * gram * root))
+        return memo[key]
+
+    def stiffness(self, cloud: Cloud, train: str = "both") -> float:
+        """Return kappa max(dr/df) lambda_max(H): from the cloud's Gram matrix if it is known, else from p0's."""
+        gram = self.measure(cloud, train).gram
+        assert gram is not None
+        return self.kappa * float(self.curvature(np.zeros(self.n)).max()) * ntk.largest_eigenvalue(gram)
+
+    def gram_start(self, std: float = 1.0, train: str = "both") -> Array:
+        """Return H at the Gaussian start N(0, std^2 I), closed form or Mehler series."""
+        key = (std, train)
+        if key not in self._start:
+            self._start[key] = ntk.gram_gaussian(self.unit.h, self.inputs, std=std, train=train)
+        return self._start[key]
+
+    @cached_property
+    def _start(self) -> dict:
+        return {}
+
+    def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
+        """Return the particles moved for a length eps along b with the residual frozen at `residual`."""
+        options = dict(options)
+        midpoint = options.pop("midpoint", False)
+        c = self.coefficients(self.residual(self.prediction(cloud)) if residual is None else residual)
+        arguments = (self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, c, eps, train)
+        if midpoint:
+            return self.engine.midpoint_kick(*arguments, **options)
+        return self.engine.kick(*arguments, **{k: v for k, v in options.items() if k != "variance"})
+
+
+def _check(risk: Risk) -> None:
+    x, y = risk.x, risk.y
+    if x.ndim != 2 or not x.size:
+        raise InputError(f"x must have shape (n, d) with at least one sample, got shape {x.shape}")
+    if y.shape != (len(x),):
+        raise InputError(f"y must have shape ({len(x)},), one label for each row of x, got {y.shape}")
+    for name, values in (("x", x), ("y", y)):
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} holds NaN or infinity; remove or fill those samples first")
+    if not (math.isfinite(risk.alpha) and risk.alpha > 0):
+        raise InputError(f"alpha must be positive and finite, got {risk.alpha!r}; for the kernel scaling give sqrt(m)")
+    if risk.loss not in LOSSES:
+        raise InputError(f"loss must be 'square' or 'logistic', got {risk.loss!r}.{did_you_mean(risk.loss, LOSSES)}")
+    if risk.loss == "logistic" and not np.isin(y, (-1.0, 1.0)).all():
+        raise InputError("the logistic loss needs labels +1 and -1; for other values take loss='square'")
+
+
+@dataclass(frozen=True, eq=False)
+class Minibatch(Objective):
+    """The risk over a random batch, drawn anew at every step from the cloud's own stream.
+
+    Parameters
+    ----------
+    risk : Risk
+        The risk over all samples.
+    size : int
+        Samples in a batch; each batch is a uniformly chosen subset, so gradients average to the full one.
+    """
+
+    risk: Risk
+    size: int
+
+    preferred_scheme = "euler"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.risk, Risk):
+            raise InputError(f"Minibatch takes a Risk, got {type(self.risk).__name__}; sum other terms outside of it")
+        if not 1 <= self.size <= self.risk.n:
+            raise InputError(f"the batch size must be between 1 and n = {self.risk.n}, got {self.size}")
+
+    @property
+    def network(self) -> Risk:
+        """The risk over all samples, whose neurons span the drift."""
+        return self.risk
+
+    @property
+    def full(self) -> Risk:
+        """The risk over all samples."""
+        return self.risk
+
+    def batch(self, cloud: Cloud) -> Array:
+        """Return the sorted indices of the batch at the cloud's step."""
+        return random_subset(cloud.seed, step=cloud.step, replicate=cloud.replicate, n=self.risk.n, size=self.size)
+
+    def on(self, rows: Array) -> Risk:
+        """Return the risk over the given samples alone."""
+        r = self.risk
+        return Risk(r.x[rows], r.y[rows], r.unit, r.alpha, r.centred, r.loss, r.backend)
+
+    def value(self, cloud: Cloud) -> float:
+        """Return the risk over the batch."""
+        return self.on(self.batch(cloud)).value(cloud)
+
+    def first_variation(self, cloud: Cloud, points: Array) -> Array:
+        """Return the first variation of the risk over the batch."""
+        return self.on(self.batch(cloud)).first_variation(cloud, points)
+
+    def gradient(self, cloud: Cloud) -> Array:
+        """Return the gradient of the risk over the batch."""
+        return self.on(self.batch(cloud)).gradient(cloud)
+
+    def stiffness(self, cloud: Cloud, train: str = "both") -> float:
+        """Return the rate of the full risk times n / size, above which no batch goes."""
+        return self.risk.stiffness(cloud, train) * self.risk.n / self.size
+
+    def residual(self, cloud: Cloud) -> Array:
+        """Return the residual that stands for the batch in a sum over all samples: n / size r on it, 0 elsewhere."""
+        rows = self.batch(cloud)
+        r = self.risk.residual(self.risk.prediction(cloud))
+        out = np.zeros_like(r)
+        out[rows] = r[rows] * (self.risk.n / self.size)
+        return out
+
+    def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
+        """Return the particles moved along the batch's drift (over the batch alone, unless the account asks for all)."""
+        if options.get("account"):
+            return self.risk.kick(cloud, residual, eps, train, **options)
+        return self.on(self.batch(cloud)).kick(cloud, None, eps, train, **options)

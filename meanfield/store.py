@@ -1,0 +1,216 @@
+"""The run directory: what is written, atomically, and how it is read back.
+
+    metadata.json             versions, seed, timings, status, what was left out and why
+    records.nc                everything recorded (NetCDF-4 through xarray)
+    checkpoint.npz            what a restart needs; checkpoint.previous.npz is the one before
+    cloud_<step>.npz          snapshots
+
+Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanfield.account import Account
+from meanfield.cloud import Cloud
+from meanfield.errors import InputError
+
+Array = np.ndarray
+CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
+_SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
+_ARRAYS = ("z", "weights", "reference", "start")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, and rename it into place."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory and check that it can be written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_bytes(directory / ".probe", b"")
+        (directory / ".probe").unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the run directory {directory}: {error.strerror}; choose another with --out"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON; numbers that are not finite become strings."""
+    write_bytes(path, (json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file, or an error that names it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} should hold a JSON object, it holds {type(value).__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value
+
+
+# Clouds -------------------------------------------------------------------------------------------------------------
+
+
+def pack_cloud(cloud: Cloud, prefix: str) -> dict[str, Array]:
+    """Return a cloud as named arrays."""
+    out = {f"{prefix}.{name}": np.asarray(getattr(cloud, name)) for name in _SCALARS}
+    for name in _ARRAYS:
+        value = getattr(cloud, name)
+        if value is not None:
+            out[f"{prefix}.{name}"] = value
+    for entry in dataclasses.fields(Account):
+        out[f"{prefix}.account.{entry.name}"] = np.asarray(getattr(cloud.account, entry.name))
+    return out
+
+
+def unpack_cloud(arrays: dict[str, Array], prefix: str) -> Cloud:
+    """Return the cloud that `pack_cloud` packed."""
+    values: dict[str, Any] = {name: arrays[f"{prefix}.{name}"].item() for name in _SCALARS}
+    for name in _ARRAYS:
+        values[name] = arrays.get(f"{prefix}.{name}")
+    account = {}
+    for entry in dataclasses.fields(Account):
+        value = arrays[f"{prefix}.account.{entry.name}"]
+        account[entry.name] = value.item() if value.ndim == 0 else value
+    return Cloud(**values, account=Account(**account))
+
+
+def pack_clouds(clouds: Sequence[Cloud]) -> dict[str, Array]:
+    """Return replicates as named arrays."""
+    out: dict[str, Array] = {"replicates": np.asarray(len(clouds))}
+    for index, cloud in enumerate(clouds):
+        out |= pack_cloud(cloud, f"cloud{index}")
+    return out
+
+
+def unpack_clouds(arrays: dict[str, Array]) -> list[Cloud]:
+    """Return the replicates that `pack_clouds` packed."""
+    return [unpack_cloud(arrays, f"cloud{index}") for index in range(int(arrays["replicates"]))]
+
+
+def write_npz(path: Path, arrays: dict[str, Array]) -> None:
+    """Write named arrays to an npz file, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Return the named arrays of an npz file; every member's checksum is checked as it is read.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is missing or damaged: {error}") from error
+
+
+# Checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str, Array], state: dict) -> None:
+    """Write all that a restart needs; the checkpoint before is kept under another name."""
+    arrays = pack_clouds(clouds) | {f"record.{name}": value for name, value in records.items()}
+    arrays["state"] = np.asarray(json.dumps(_plain(state)))
+    path = directory / CHECKPOINT
+    if path.exists():
+        os.replace(path, directory / PREVIOUS)
+    write_npz(path, arrays)
+
+
+def read_checkpoint(directory: Path) -> tuple[list[Cloud], dict[str, Array], dict] | None:
+    """Return (clouds, records, state) of the newest whole checkpoint, or None where there is none."""
+    damaged = ""
+    for name in (CHECKPOINT, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            arrays = read_npz(path)
+            state = json.loads(str(arrays["state"]))
+            clouds = unpack_clouds(arrays)
+        except (InputError, KeyError, ValueError, TypeError) as error:
+            damaged = f"{name} is damaged ({error})"
+            continue
+        if damaged:
+            warnings.warn(f"{damaged}; going on from {name}, the one before", stacklevel=2)
+        prefix = "record."
+        return clouds, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}, state
+    if damaged:
+        raise InputError(f"{directory}: {damaged}, and there is no other; remove the directory to start again")
+    return None
+
+
+# Records ------------------------------------------------------------------------------------------------------------
+
+
+def write_dataset(path: Path, data: Any) -> None:
+    """Write an xarray Dataset as NetCDF-4 under a temporary name, then rename it."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        data.to_netcdf(temporary, engine="h5netcdf")
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
+
+
+def read_dataset(path: Path) -> Any:
+    """Return the Dataset of a NetCDF file, in memory.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is no NetCDF file.
+    """
+    import xarray
+
+    if not path.exists():
+        raise InputError(f"{path.parent} is not a finished run directory: it has no {path.name}")
+    try:
+        return xarray.load_dataset(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as NetCDF: {error}") from error

@@ -1,0 +1,464 @@
+"""One neuron psi(z, x) = u h(theta . x), z = (theta, u), and the activations h it may have.
+
+An `Activation` is a record: h and three derivatives, their suprema (Assumption 4.2 of [CCGZ20] asks that h, h',
+h'', (z h')' and h''' be bounded), and the closed forms it has. Everything else in the library reads the record and
+never asks for a name.
+
+To add one, write its jet (share the work, keep the dtype, stay clear of overflow) and append one record to the
+list that makes `ACTIVATIONS`; the tests run over all of them. In a script no registration is needed:
+
+    def jet(w):
+        c = 1 / (1 + w * w)
+        return np.arctan(w), c, -2 * w * c**2, (6 * w * w - 2) * c**3
+
+    arctan = Activation("arctan", jet, suprema=(np.pi / 2, 1, 3 * 3**0.5 / 8, 1, 2), parity="odd")
+    check_activation(arctan)        # derivatives against difference quotients, suprema, parity, Gram matrix
+    unit = Unit(arctan)
+
+Read `ntk` next for Gram matrices of activations that have no closed form.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meanfield.errors import InputError, did_you_mean
+
+Array = npt.NDArray[Any]
+Jet = tuple[Array, Array, Array, Array]
+DERIVATIVES = ("h", "h'", "h''", "h'''")
+BOUNDED = ("h", "h'", "h''", "(z h')'", "h'''")  # what G1..G5 bound, in order
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An activation h: R -> R with three derivatives and what is known of it.
+
+    Attributes
+    ----------
+    name : str
+    jet : callable
+        Maps an array w to (h, h', h'', h''') at w, each of the shape and dtype of w.
+    suprema : five floats
+        G1..G5: suprema of |h|, |h'|, |h''|, |(z h')'|, |h'''|, `math.inf` where unbounded or not known.
+    fails : str
+        Which part of Assumption 4.2 [CCGZ20] fails, as a sentence; empty if none. Written from `suprema`
+        where it is left out.
+    parity : "odd", "even" or ""
+    homogeneous : bool
+        Whether h(c w) = c h(w) for c > 0.
+    gram : callable or None
+        Maps G = X X', shape (n, n), to E h_i h_j and E h'_i h'_j, h_i = h(theta . x_i), theta ~ N(0, I).
+    pair : callable or None
+        Maps w to (h, h') alone, where that is cheaper than the jet.
+    """
+
+    name: str
+    jet: Callable[[Array], Jet]
+    suprema: tuple[float, float, float, float, float] = (math.inf,) * 5
+    fails: str = ""
+    parity: str = ""
+    homogeneous: bool = False
+    gram: Callable[[Array], tuple[Array, Array]] | None = None
+    pair: Callable[[Array], tuple[Array, Array]] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.suprema) != 5:
+            raise InputError(
+                f"activation '{self.name}': suprema are G1..G5, got {len(self.suprema)} numbers."
+            )
+        if self.parity not in ("odd", "even", ""):
+            raise InputError(f"activation '{self.name}': parity is 'odd', 'even' or '', got {self.parity!r}.")
+        unbounded = [
+            what for what, bound in zip(BOUNDED, self.suprema, strict=True) if not math.isfinite(bound)
+        ]
+        if unbounded and not self.fails:
+            object.__setattr__(self, "fails", f"no finite bound is stated for {', '.join(unbounded)}")
+
+    def value(self, w: Array) -> Array:
+        """Return h(w)."""
+        return self.value_and_first(w)[0]
+
+    def first(self, w: Array) -> Array:
+        """Return h'(w)."""
+        return self.value_and_first(w)[1]
+
+    def value_and_first(self, w: Array) -> tuple[Array, Array]:
+        """Return h(w) and h'(w), by the cheaper way."""
+        if self.pair is not None:
+            return self.pair(w)
+        h, h1, *_ = self.jet(w)
+        return h, h1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A neuron psi(z, x) = u h(theta . x), z = (theta, u) with u the last coordinate.
+
+    With a bias the inputs get a last column of ones, and theta one coordinate more.
+
+    Parameters
+    ----------
+    activation : str or Activation
+        A name of `ACTIVATIONS` or a record of your own.
+    bias : bool
+
+    Raises
+    ------
+    InputError
+        If the name is unknown (with the nearest one), or the activation is neither name nor record.
+    """
+
+    activation: str | Activation
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        resolve(self.activation)
+
+    @property
+    def h(self) -> Activation:
+        """The activation's record."""
+        return resolve(self.activation)
+
+    def inputs(self, x: npt.ArrayLike) -> Array:
+        """Return the inputs as the neuron sees them, shape (n, d) or, with a bias, (n, d + 1).
+
+        Parameters
+        ----------
+        x : array, shape (n, d); float32 stays float32, other numbers become float64
+
+        Raises
+        ------
+        InputError
+            If x is not two-dimensional.
+        """
+        array = np.asarray(x)
+        if array.ndim != 2:
+            raise InputError(
+                f"inputs must have shape (n, d), a row for each sample; got shape {array.shape}."
+            )
+        array = _floating(array)
+        if not self.bias:
+            return array
+        return np.concatenate([array, np.ones((len(array), 1), dtype=array.dtype)], axis=1)
+
+    def dimension(self, d: int) -> int:
+        """Return D, the number of coordinates of z for inputs in R^d: d + 1, with a bias d + 2."""
+        return d + int(self.bias) + 1
+
+
+def resolve(activation: str | Activation) -> Activation:
+    """Return the record of a name, or the record itself.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or it is neither name nor record.
+    """
+    if isinstance(activation, Activation):
+        return activation
+    if not isinstance(activation, str):
+        raise InputError(
+            f"an activation is a name or an Activation record, got {type(activation).__name__}; "
+            "make one with Activation(name, jet)."
+        )
+    if activation not in ACTIVATIONS:
+        hint = did_you_mean(activation, ACTIVATIONS)
+        raise InputError(f"unknown activation '{activation}'.{hint} Known: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[activation]
+
+
+# --- jets: (h, h') first, the jet goes on from there ---------------------------------------------------------
+
+
+def _floating(w: npt.ArrayLike) -> Array:
+    w = np.asarray(w)
+    return w if np.issubdtype(w.dtype, np.floating) else w.astype(np.float64)
+
+
+def _tanh_pair(w: Array) -> tuple[Array, Array]:
+    t = np.tanh(_floating(w))
+    return t, 1.0 - t * t
+
+
+def _tanh(w: Array) -> Jet:
+    t, slope = _tanh_pair(w)
+    return t, slope, -2.0 * t * slope, slope * (4.0 - 6.0 * slope)
+
+
+def _erf_pair(w: Array) -> tuple[Array, Array]:
+    from scipy.special import erf
+
+    w = _floating(w)
+    return erf(w), (2.0 / math.sqrt(math.pi)) * np.exp(-(_clipped(w) ** 2))
+
+
+def _clipped(w: Array) -> Array:
+    """Bound |w| by 40, beyond which exp(-w^2 / 2) is 0 and w^2 might overflow."""
+    return np.clip(w, -40.0, 40.0)
+
+
+def _erf(w: Array) -> Jet:
+    h, slope = _erf_pair(w)
+    w = _clipped(_floating(w))
+    second = -2.0 * w * slope
+    return h, slope, second, -2.0 * (slope + w * second)
+
+
+def _erf_sqrt2_pair(w: Array) -> tuple[Array, Array]:
+    h, slope = _erf_pair(_floating(w) * math.sqrt(0.5))
+    return h, slope * math.sqrt(0.5)
+
+
+def _erf_sqrt2(w: Array) -> Jet:
+    h, slope = _erf_sqrt2_pair(w)
+    w = _clipped(_floating(w))
+    second = -w * slope
+    return h, slope, second, -(slope + w * second)
+
+
+def _logistic(w: Array) -> tuple[Array, Array, Array, Array]:
+    """Return e^-|w|, sigma, sigma' and 1 - 2 sigma from one exponential, none of which can overflow."""
+    e = np.exp(-np.abs(w))
+    larger = 1.0 / (1.0 + e)
+    smaller = e * larger
+    return e, np.where(w < 0, smaller, larger), smaller * larger, np.copysign(larger - smaller, -w)
+
+
+def _sigmoid_pair(w: Array) -> tuple[Array, Array]:
+    _, value, slope, _ = _logistic(_floating(w))
+    return value, slope
+
+
+def _sigmoid(w: Array) -> Jet:
+    _, value, slope, tilt = _logistic(_floating(w))
+    return value, slope, slope * tilt, slope * (1.0 - 6.0 * slope)
+
+
+def _softplus(w: Array) -> Jet:
+    w = _floating(w)
+    e, sigma, slope, tilt = _logistic(w)
+    return np.maximum(w, 0.0) + np.log1p(e), sigma, slope, slope * tilt
+
+
+def _relu_pair(w: Array) -> tuple[Array, Array]:
+    w = _floating(w)
+    return np.maximum(w, 0.0), (w > 0).astype(w.dtype)
+
+
+def _relu(w: Array) -> Jet:
+    h, slope = _relu_pair(w)
+    return h, slope, np.zeros_like(h), np.zeros_like(h)
+
+
+def _sin_pair(w: Array) -> tuple[Array, Array]:
+    w = _floating(w)
+    return np.sin(w), np.cos(w)
+
+
+def _sin(w: Array) -> Jet:
+    s, c = _sin_pair(w)
+    return s, c, -s, -c
+
+
+def _linear(w: Array) -> Jet:
+    w = _floating(w)
+    return w.copy(), np.ones_like(w), np.zeros_like(w), np.zeros_like(w)
+
+
+# --- closed Gram matrices over theta ~ N(0, I), G = X X' -----------------------------------------------------
+
+
+def _erf_gram(g: Array) -> tuple[Array, Array]:
+    """Arcsine kernel [Williams98]; the determinant is expanded so that large inputs don't cancel to nothing."""
+    q = np.diag(g)
+    scale = np.sqrt(1.0 + 2.0 * q)
+    sine = np.clip(2.0 * g / np.outer(scale, scale), -1.0, 1.0)
+    determinant = 1.0 + 2.0 * np.add.outer(q, q) + 4.0 * np.maximum(np.outer(q, q) - g * g, 0.0)
+    return (2.0 / math.pi) * np.arcsin(sine), (4.0 / math.pi) / np.sqrt(determinant)
+
+
+def _erf_sqrt2_gram(g: Array) -> tuple[Array, Array]:
+    values, slopes = _erf_gram(0.5 * g)
+    return values, 0.5 * slopes
+
+
+def _relu_gram(g: Array) -> tuple[Array, Array]:
+    """Arc-cosine kernels of order 1 and 0 [ChoSaul09], exact for parallel, opposite and zero inputs."""
+    length = np.sqrt(np.diag(g))
+    norm = np.outer(length, length)
+    gap = norm - np.abs(g)
+    # Within rounding of parallel: an angle of 1e-8 there would be noise, and spoil the rank of duplicates.
+    gap[gap <= 16 * np.finfo(norm.dtype).eps * norm] = 0.0
+    sine = np.sqrt(gap * (norm + np.abs(g)))
+    supplement = math.pi - np.arctan2(sine, g)
+    slopes = np.where(norm > 0, supplement, 0.0)
+    return (sine + supplement * g) / (2.0 * math.pi), slopes / (2.0 * math.pi)
+
+
+def _sin_gram(g: Array) -> tuple[Array, Array]:
+    """Return e^-s sinh G_ij and e^-s cosh G_ij, s = (G_ii + G_jj) / 2, without overflow."""
+    q = np.diag(g)
+    size = np.abs(g)
+    half = 0.5 * np.exp(np.minimum(size - 0.5 * np.add.outer(q, q), 0.0))
+    values = np.copysign(half * -np.expm1(-2.0 * size), g)
+    return values, half * (1.0 + np.exp(-2.0 * size))
+
+
+def _linear_gram(g: Array) -> tuple[Array, Array]:
+    return g.copy(), np.ones_like(g)
+
+
+# --- the records ---------------------------------------------------------------------------------------------
+
+
+def _softplus_fourth() -> float:
+    """Return sup (sigma + z sigma'): at z = 2 y with y tanh y = 1 it is (1 + y) / 2."""
+    y = 1.2
+    for _ in range(6):
+        t = math.tanh(y)
+        y -= (y * t - 1.0) / (t + y * (1.0 - t * t))
+    return (1.0 + y) / 2.0
+
+
+_E1 = 2.0 / math.sqrt(math.pi)  # erf'(0)
+_E2 = math.sqrt(2.0 / math.pi)  # the slope of erf(z / sqrt 2) at 0
+_S2 = 1.0 / (6.0 * math.sqrt(3.0))  # sup |sigma''|
+
+ACTIVATIONS: dict[str, Activation] = {
+    record.name: record
+    for record in [
+        Activation(
+            "tanh", _tanh, (1.0, 1.0, 4.0 / (3.0 * math.sqrt(3.0)), 1.0, 2.0), parity="odd", pair=_tanh_pair
+        ),
+        Activation(
+            "erf", _erf, (1.0, _E1, math.sqrt(8.0 / (math.pi * math.e)), _E1, 2.0 * _E1),
+            parity="odd", gram=_erf_gram, pair=_erf_pair,
+        ),
+        Activation(
+            "erf_sqrt2", _erf_sqrt2, (1.0, _E2, math.sqrt(2.0 / (math.pi * math.e)), _E2, _E2),
+            parity="odd", gram=_erf_sqrt2_gram, pair=_erf_sqrt2_pair,
+        ),
+        Activation("sigmoid", _sigmoid, (1.0, 0.25, _S2, 0.25, 0.125), pair=_sigmoid_pair),
+        Activation(
+            "relu", _relu, (math.inf, 1.0, math.inf, 1.0, math.inf),
+            fails="h is unbounded, and h' jumps at 0, so that h'' and h''' are not bounded functions",
+            homogeneous=True, gram=_relu_gram, pair=_relu_pair,
+        ),
+        Activation(
+            "softplus", _softplus, (math.inf, 1.0, 0.25, _softplus_fourth(), _S2),
+            fails="h is unbounded (h', h'', (z h')' and h''' are bounded)",
+        ),
+        Activation(
+            "sin", _sin, (1.0, 1.0, 1.0, math.inf, 1.0),
+            fails="(z h')' = cos z - z sin z is unbounded (h, h', h'' and h''' are bounded by 1)",
+            parity="odd", gram=_sin_gram, pair=_sin_pair,
+        ),
+        Activation(
+            "linear", _linear, (math.inf, 1.0, 0.0, 1.0, 0.0),
+            fails="h is unbounded (h', h'', (z h')' and h''' are bounded)",
+            parity="odd", homogeneous=True, gram=_linear_gram,
+        ),
+    ]
+}  # fmt: skip
+
+
+# --- is a record right? --------------------------------------------------------------------------------------
+
+
+def check_activation(activation: Activation) -> None:
+    """Compare a record with itself: derivatives, suprema, parity, homogeneity, cheap pair, Gram matrix.
+
+    Derivatives are compared with central difference quotients on |w| <= 4 (1e-6 of their size), suprema with
+    the largest values on |w| <= 30, the Gram matrix with Gauss-Hermite quadrature (5 %: enough for a wrong
+    constant, loose enough for kinks).
+
+    Raises
+    ------
+    InputError
+        With the first thing that is wrong, where, and what was expected.
+    """
+    w = np.linspace(-4.0, 4.0, 162)  # an even number: a kink at 0 is stepped over
+    with np.errstate(all="ignore"):
+        jet = _checked_jet(activation, w)
+        _check_derivatives(activation, w, jet)
+        _check_suprema(activation)
+        _check_claims(activation, w, jet)
+        if activation.gram is not None:
+            _check_gram(activation, activation.gram)
+
+
+def _wrong(activation: Activation, sentence: str) -> InputError:
+    return InputError(f"activation '{activation.name}': {sentence}.")
+
+
+def _checked_jet(activation: Activation, w: Array) -> Jet:
+    jet = activation.jet(w)
+    if len(jet) != 4 or any(np.shape(part) != w.shape for part in jet):
+        got = [np.shape(part) for part in jet]
+        raise _wrong(activation, f"jet(w) must return four arrays of the shape of w, {w.shape}; got {got}")
+    for what, part in zip(DERIVATIVES, activation.jet(w.astype(np.float32)), strict=True):
+        if part.dtype != np.float32:
+            raise _wrong(activation, f"{what} of a float32 array is {part.dtype}; keep it float32")
+    return jet
+
+
+def _check_derivatives(activation: Activation, w: Array, jet: Jet) -> None:
+    step = 1e-4
+    above, below = activation.jet(w + step), activation.jet(w - step)
+    for order in (1, 2, 3):
+        quotient = (above[order - 1] - below[order - 1]) / (2 * step)
+        error = np.abs(jet[order] - quotient)
+        worst = int(np.argmax(error))
+        if not error[worst] <= 1e-6 * (1.0 + np.max(np.abs(jet[order]))):
+            of, what = DERIVATIVES[order - 1 : order + 1]
+            raise _wrong(
+                activation,
+                f"{what} is {jet[order][worst]:.6g} at w = {w[worst]:.4g}, "
+                f"the difference quotient of {of} is {quotient[worst]:.6g}",
+            )
+
+
+def _check_suprema(activation: Activation) -> None:
+    w = np.linspace(-30.0, 30.0, 60_001)
+    h, h1, h2, h3 = activation.jet(w)
+    for k, (what, part) in enumerate(zip(BOUNDED, (h, h1, h2, h1 + w * h2, h3), strict=True)):
+        worst = int(np.argmax(np.abs(part)))
+        if np.abs(part[worst]) > activation.suprema[k] * (1.0 + 1e-9):
+            raise _wrong(
+                activation,
+                f"G{k + 1} = {activation.suprema[k]:.6g} is stated, but |{what}| is {abs(part[worst]):.6g} "
+                f"at w = {w[worst]:.4g}",
+            )
+
+
+def _check_claims(activation: Activation, w: Array, jet: Jet) -> None:
+    def differ(a: Array, b: Array) -> bool:
+        return not np.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+    sign = {"odd": -1.0, "even": 1.0}.get(activation.parity)
+    if sign is not None and differ(activation.value(-w), sign * jet[0]):
+        raise _wrong(activation, f"it is not {activation.parity}")
+    if activation.homogeneous and differ(activation.value(2.0 * w), 2.0 * jet[0]):
+        raise _wrong(activation, "it is not homogeneous: h(2 w) is not 2 h(w)")
+    if activation.pair is not None and any(map(differ, activation.pair(w), jet[:2])):
+        raise _wrong(activation, "pair and jet give different h or h'")
+
+
+def _check_gram(activation: Activation, gram: Callable[[Array], tuple[Array, Array]]) -> None:
+    x = np.array([[0.6, 0.3], [-0.2, 0.9], [1.1, -0.4]])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    theta = np.stack(np.meshgrid(nodes, nodes), axis=-1).reshape(-1, 2)
+    mass = np.outer(weights, weights).ravel() / (2.0 * math.pi)
+    for what, part, closed in zip(
+        DERIVATIVES[:2], activation.value_and_first(theta @ x.T), gram(x @ x.T), strict=True
+    ):
+        quadrature = part.T @ (mass[:, None] * part)
+        if not np.all(np.abs(closed - quadrature) <= 0.05 * np.max(np.abs(quadrature))):
+            raise _wrong(
+                activation, f"gram gives {closed.tolist()} for E {what} {what}, not {quadrature.tolist()}"
+            )
