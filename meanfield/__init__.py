@@ -15,15 +15,15 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.  A name that is absent here is looked for among _MODULES.
 _HOME = {
-    "Risk": "objectives",
-    "Minibatch": "objectives",
+    "Risk": "risk",
+    "Minibatch": "risk",
     "Potential": "objectives",
-    "Linearised": "objectives",
+    "Linearised": "linearised",
     "Unit": "units",
     "Activation": "units",
     "Flow": "flow",
-    "Record": "simulate",
-    "Run": "simulate",
+    "Record": "planning",
+    "Run": "results",
     "simulate": "simulate",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
@@ -48,8 +48,12 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from . import config, datasets, entropy, noise, ntk, observables, plots, theory, transport, units
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
-    from .objectives import Linearised, Minibatch, Potential, Risk
-    from .simulate import Record, Run, simulate
+    from .linearised import Linearised
+    from .objectives import Potential
+    from .planning import Record
+    from .results import Run
+    from .risk import Minibatch, Risk
+    from .simulate import simulate
     from .units import Activation, Unit
     from .verify import verify
 

@@ -1,8 +1,8 @@
 """Paper, ink and numbers of every figure: one style, one palette, one way to print a quantity.
 
-Figures are plain `matplotlib.figure.Figure` objects with an Agg canvas: nothing touches pyplot, nothing stays
-behind, and a figure can be drawn on a machine without a screen.  `plots` draws with these; `report` embeds them.
-Line styles and markers differ wherever colours do, so that a grey print still reads.
+Figures are plain `matplotlib.figure.Figure` objects with an Agg canvas: nothing touches pyplot, nothing
+stays behind, and a figure can be drawn on a machine without a screen.  `plots` draws with these; `report`
+embeds them. Line styles and markers differ wherever colours do, so that a grey print still reads.
 """
 
 import io
@@ -103,9 +103,35 @@ def number(value: float, digits: int = 3) -> str:
     size = math.floor(math.log10(abs(value)))
     if -4 <= size < 5:
         text = f"{value:,.{max(digits - 1 - size, 0)}f}"
+        # A number that is short is printed short: 20, not 20.0.
+        text = text.rstrip("0").rstrip(".") if "." in text and float(text.replace(",", "")) == value else text
         return text.replace("-", "−")
-    mantissa, power = f"{value:.{digits - 2}e}".split("e")
+    mantissa, power = f"{value:.{max(digits - 2, 0)}e}".split("e")
     return f"{mantissa.replace('-', '−')}×10{str(int(power)).translate(_RAISED)}"
+
+
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Make an axis logarithmic with limits, and label it by numbers as a reader would write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    axis.set_minor_locator(LogLocator(base=10, subs=range(2, 10), numticks=99) if decades < 8 else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(ax: Any, where: str, remark: str = "", columns: int = 1) -> None:
+    """Draw the legend, with a remark above it where there is one."""
+    box = ax.legend(loc=where, ncols=columns, title=remark or None, alignment="left")
+    box.get_title().set(fontsize=7.8, color="#444444")
+
+
+def beside(side: str) -> dict[str, Any]:
+    """Return the options of a small text that stands on ("bottom") or hangs from ("top") a grey line."""
+    return {"textcoords": "offset points", "va": side, "fontsize": 7.8, "color": "#444444"}
 
 
 def note(ax: Any, text: str, where: str = "lower left") -> None:
@@ -133,3 +159,13 @@ def positive_limits(*series: np.ndarray, room: float = 1.6) -> tuple[float, floa
     if len(values) == 0:
         return 0.1, 1.0
     return float(values.min()) / room, float(values.max()) * room
+
+
+def table(ax: Any, heading: str, rows: list[tuple[str, str]]) -> None:
+    """Write pairs (what, value) into empty axes."""
+    ax.set_axis_off()
+    ax.text(0.0, 0.97, heading, fontweight="bold", va="top", transform=ax.transAxes)
+    for k, (what, value) in enumerate(rows):
+        height = 0.87 - 0.085 * k
+        ax.text(0.0, height, what, va="top", color="#444444", transform=ax.transAxes)
+        ax.text(1.0, height, value, va="top", ha="right", transform=ax.transAxes)

@@ -1,9 +1,9 @@
 """Data (x, y), scaled to Assumption 4.1 of [CCGZ20], |x_i| <= 1 and |y_i| <= 1, and words on what was done.
 
 In a script call a source: ``x, y = datasets.digits(classes=(3, 8), n=100)``; with `n_test` above 0 it returns
-(x, y, x_test, y_test), the test rows scaled by the numbers of the others.  A run calls `load` with its section
-``[data]`` and keeps the notes too.  Recipe for another source: one function here, decorated with `_source`, that
-returns ``_prepare(...)``; its parameters are the keys of ``[data]`` that it understands.
+(x, y, x_test, y_test), the test rows scaled like the others.  A run calls `load` with its section
+``[data]`` and keeps the notes too.  Recipe for another source: one function here, decorated with `_source`,
+that returns ``_prepare(...)``; its parameters are the keys of ``[data]`` that it understands.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ TEACHER_NEURONS = 5
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Inputs x (n, d), labels y (n,), test rows or None, notes on selection and scaling, names of the inputs."""
+    """Inputs x (n, d), labels y (n,), test rows or None, notes on selection and scaling, input names."""
 
     x: np.ndarray
     y: np.ndarray
@@ -103,12 +103,12 @@ def _source(read: Callable[P, Data]) -> Callable[P, Arrays]:
 
 @_source
 def digits(
-    classes: tuple[int, int] = (3, 8), n: int | None = 100, n_test: int = 0, seed: int = 0, scale: bool = True
+    classes: tuple[int, int] = (3, 8), n: int = 100, n_test: int = 0, seed: int = 0, scale: bool = True
 ) -> Data:
     """Return 8 x 8 images of two handwritten digits (scikit-learn); the first class is +1, the second -1.
 
-    The rows of both classes are permuted by ``numpy.random.default_rng(seed)``; the first n are taken, the next
-    n_test are test rows.  x has d = 64 columns.
+    The rows of both classes are permuted by ``numpy.random.default_rng(seed)``; the first n are taken, the
+    next n_test are test rows.  x has d = 64 columns.
     """
     from sklearn.datasets import load_digits
 
@@ -125,7 +125,9 @@ def breast_cancer(n: int | None = None, n_test: int = 0, seed: int = 0, scale: b
     bunch = load_breast_cancer()
     y = np.where(bunch.target == 1, 1.0, -1.0)
     notes = ["breast_cancer: benign is +1, malignant is -1"]
-    return _prepare(bunch.data, y, notes, tuple(bunch.feature_names), scale, n=n, n_test=n_test, seed=seed)
+    return _prepare(
+        bunch.data, y, notes, tuple(map(str, bunch.feature_names)), scale, n=n, n_test=n_test, seed=seed
+    )
 
 
 @_source
@@ -136,7 +138,14 @@ def diabetes(n: int | None = None, n_test: int = 0, seed: int = 0, scale: bool =
     bunch = load_diabetes()
     notes = ["diabetes: y is the progression after one year"]
     return _prepare(
-        bunch.data, bunch.target, notes, tuple(bunch.feature_names), scale, n=n, n_test=n_test, seed=seed
+        bunch.data,
+        bunch.target,
+        notes,
+        tuple(map(str, bunch.feature_names)),
+        scale,
+        n=n,
+        n_test=n_test,
+        seed=seed,
     )
 
 
@@ -146,8 +155,8 @@ def sphere(
 ) -> Data:
     """Return inputs uniform on the unit sphere with labels of a teacher; n is a prefix of 2 n.
 
-    ``linear``: y = w . x, |w| = 1.  ``network``: y = (1/5) sum_j (-1)^j relu(b_j . x), |b_j| = 1.  ``random``: y
-    = +1 or -1 with equal chances.
+    ``linear``: y = w . x, |w| = 1.  ``network``: y = (1/5) sum_j (-1)^j relu(b_j . x), |b_j| = 1.
+    ``random``: y = +1 or -1 with equal chances.
     """
     if teacher not in TEACHERS:
         near = did_you_mean(teacher, TEACHERS)
@@ -182,8 +191,8 @@ def csv(
 ) -> Data:
     """Return rows of a CSV file with a header, y the column `target`, x the `columns` (default: all others).
 
-    Rows are permuted by `seed` as in `digits`.  With `lags` the target is a time series: x holds `lags` values
-    in a row, y the next one, and rows keep their order.
+    Rows are permuted by `seed` as in `digits`.  With `lags` the target is a time series: x holds `lags`
+    values in a row, y the next one, and rows keep their order.
     """
     if lags is not None:
         return _time_series(path, target, columns, lags, scale, n=n, n_test=n_test)
@@ -273,7 +282,8 @@ def _select(x: np.ndarray, y: np.ndarray, n: int | None, n_test: int, seed: int 
     order = np.arange(rows) if seed is None else np.random.default_rng(seed).permutation(rows)
     first, rest = order[:n], order[n : n + n_test]
     how = "in their order" if seed is None else f"permuted by seed {seed}"
-    note = f"rows {how}, the first {n} of {rows} taken" + (f", the next {n_test} to test" if n_test else "")
+    taken = f"all {n}" if n == rows else f"the first {n} of {rows}"
+    note = f"rows {how}, {taken} taken" + (f", the next {n_test} to test" if n_test else "")
     x_test, y_test = (x[rest], y[rest]) if n_test else (None, None)
     return Data(x[first], y[first], x_test, y_test, (note,))
 

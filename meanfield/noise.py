@@ -58,10 +58,10 @@ class Stream(IntEnum):
 class Precision(NamedTuple):
     """Constants of `logarithm` and `cosine_sine` in one floating-point format.
 
-    The polynomials, in the square of the variable, interpolate at Chebyshev nodes (computed with 60 digits, then
-    rounded): `log` (log((1 + s)/(1 - s)) - 2 s) / s^3 on |s| <= 3 - sqrt 8, `sin` sin(pi f / 2) / f and `cos`
-    (cos(pi f / 2) - 1) / f^2 on |f| <= 1/2. Largest relative errors of log, sin and cos from that, rounding of
-    the coefficients included: float64 4.7e-18, 3.9e-17, 2.6e-17; float32 2.6e-9, 3.6e-8, 1.3e-8.
+    The polynomials, in the square of the variable, interpolate at Chebyshev nodes (computed with 60 digits,
+    then rounded): `log` (log((1 + s)/(1 - s)) - 2 s) / s^3 on |s| <= 3 - sqrt 8, `sin` sin(pi f / 2) / f and
+    `cos` (cos(pi f / 2) - 1) / f^2 on |f| <= 1/2. Largest relative errors of log, sin and cos from that, with
+    the rounding of coefficients: float64 4.7e-18, 3.9e-17, 2.6e-17; float32 2.6e-9, 3.6e-8, 1.3e-8.
     """
 
     integer: type
@@ -257,9 +257,7 @@ def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
 class _Counters:
     """The rectangle of counters (particle, block) of one step, stream and replicate, walked in chunks."""
 
-    def __init__(
-        self, seed: int, stream: int, step: int, replicate: int, particles: Range, blocks: Range
-    ) -> None:
+    def __init__(self, seed: int, stream: int, step: int, replicate: int, particles: Range, blocks: Range) -> None:
         try:
             stream = Stream(stream)
         except ValueError:

@@ -1,9 +1,9 @@
 """Figures of a run, drawn from its Dataset alone: nothing here simulates, nothing touches pyplot.
 
-Every figure is a function of (data, axes) decorated with `panel`; it draws and returns its title, the message of
-the figure.  Its docstring is the caption that `report` prints: what is shown, what it reads when the truth is
-zero, where the formula comes from.  To add a figure, write one such function: the summary, the report and the
-tests find it in FIGURES.
+Every figure is a function of (data, axes) decorated with `panel`; it draws and returns its title, the
+message of the figure.  Its docstring is the caption that `report` prints: what is shown, what it reads when
+the truth is zero, where the formula comes from.  To add a figure, write one such function: the summary, the
+report and the tests find it in FIGURES.
 
     plots.loss(data)                  axes of one figure; plots.loss(data, ax) draws into yours
     plots.summary(data)               all of them on one sheet
@@ -12,9 +12,6 @@ tests find it in FIGURES.
 Read next: `readings`, which turns a Dataset into the curves drawn here; `canvas`, for style and numbers.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,93 +20,28 @@ import numpy as np
 from meanfield import canvas, readings, theory
 from meanfield.canvas import BLUE, GREEN, GREY, INK, MARKERS, ORANGE, PURPLE, number
 from meanfield.errors import InputError
+from meanfield.panels import FIGURES, Panel, available, panel
+
+__all__ = ["FIGURES", "Panel", "available", "panel", "save", "summary"]
 
 TIME = r"time $t$ of equation (3.4)"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A figure: called with (data, ax=None, **material) it draws and returns the axes.
-
-    Attributes
-    ----------
-    name : str
-        Key in FIGURES and name of the files.
-    draw : callable
-        Of (data, ax, **material); returns the title.
-    needs : tuple of str
-        Variables without which the figure is left out.
-    material : str
-        Name of what it needs beside the Dataset ("clouds"), or empty; `optional` is taken when given ("test").
-    caption : str
-        What the report prints under it.
-    """
-
-    name: str
-    draw: Callable[..., str]
-    needs: tuple[str, ...]
-    material: str
-    optional: str
-    caption: str
-
-    def missing(self, data: Any, **material: Any) -> str:
-        """Return why the figure cannot be drawn, one sentence, or an empty string."""
-        absent = [name for name in self.needs if name not in data or not readings.recorded(data, name)]
-        if absent:
-            return f"The figure '{self.name}' is left out: the run did not record {', '.join(absent)}."
-        if self.material and material.get(self.material) is None:
-            return f"The figure '{self.name}' is left out: no {self.material} were given."
-        return ""
-
-    def __call__(self, data: Any, ax: Any = None, **material: Any) -> Any:
-        """Draw into `ax` (a figure of its own if None) and return the axes.
-
-        Raises
-        ------
-        InputError
-            If the Dataset lacks what the figure needs.
-        """
-        reason = self.missing(data, **material)
-        if reason:
-            raise InputError(reason)
-        with canvas.style():
-            ax = canvas.sheet()[1][0] if ax is None else ax
-            wanted = {key: material.get(key) for key in (self.material, self.optional) if key}
-            ax.set_title(self.draw(data, ax, **wanted))
-        return ax
-
-
-FIGURES: dict[str, Panel] = {}
-
-
-def panel(*needs: str, material: str = "", optional: str = "") -> Callable[[Callable[..., str]], Panel]:
-    """Register the decorated function as a figure of its own name; its docstring becomes the caption."""
-
-    def register(draw: Callable[..., str]) -> Panel:
-        name = draw.__name__.rstrip("_")
-        caption = inspect.cleandoc(draw.__doc__ or "")
-        FIGURES[name] = Panel(name, draw, needs, material, optional, caption)
-        return FIGURES[name]
-
-    return register
-
-
 def _time_axis(ax: Any, *times: np.ndarray) -> None:
     ax.set_xlabel(TIME)
-    low, high = canvas.positive_limits(*times, room=1.0)
-    ax.set_xscale("log")
-    ax.set_xlim(low / 1.15, high * 1.15)
+    low, high = canvas.positive_limits(*times, room=1.15)
+    canvas.log_axis(ax.xaxis, low, high)
 
 
 @panel("loss")
 def loss(data: Any, ax: Any) -> str:
     """Square loss L(t) = |f − y|²/n: mean over replicates with the range of the single ones (band).
 
-    The unbiased form (products of residuals of different replicates) removes the O(1/m) bias of a squared mean;
-    where the truth is zero it scatters about zero and its negative values are not drawn. The certificate C2 is an
-    upper bound computed from the measured smallest NTK eigenvalue and the measured e(t),
-    √L(t) ≤ √L(0) E(0,t) + α λ ∫ E(s,t) |e(s)| ds, in place of Lemma 5.2 of [CCGZ20], whose constants ask for an α
-    out of reach of any run (condition (4.1)).
+    The unbiased form (products of residuals of different replicates) removes the O(1/m) bias of a squared
+    mean; where the truth is zero it scatters about zero and its negative values are not drawn. The
+    certificate C2 is an upper bound computed from the measured smallest NTK eigenvalue and the measured
+    e(t), √L(t) ≤ √L(0) E(0,t) + α λ ∫ E(s,t) |e(s)| ds, in place of Lemma 5.2 of [CCGZ20], whose constants
+    ask for an α out of reach of any run (condition (4.1)).
     """
     t, values = data.time.values, data.loss.values
     mean, label = values.mean(0), "loss, mean over replicates" if len(values) > 1 else "loss"
@@ -128,13 +60,13 @@ def loss(data: Any, ax: Any) -> str:
         ax.plot(t[later], bound[later], color=ORANGE, ls="--", label="certificate C2 (upper bound)")
         shown.append(bound)
         above = np.flatnonzero(mean > bound * (1 + 1e-9))
-        title += f" and crosses its certificate at t = {number(t[above[0]])}" if len(above) else ", below its certificate"
-    ax.set_yscale("log")
-    ax.set_ylim(*canvas.positive_limits(*shown))
+        title += (
+            f" and crosses its certificate at t = {number(t[above[0]])}" if len(above) else ", below its certificate"
+        )
+    canvas.log_axis(ax.yaxis, *canvas.positive_limits(*shown))
     _time_axis(ax, t)
     ax.set_ylabel(r"square loss $L$")
-    ax.legend(loc="upper right")
-    canvas.note(ax, readings.apriori_note(data))
+    canvas.legend(ax, "lower left", readings.apriori_note(data))
     return title
 
 
@@ -154,28 +86,28 @@ def _bracket(data: Any, ax: Any, name: str, symbol: str, colour: str) -> str:
             here = (np.asarray(sources) == source) & (values > 0)
             mark = {"marker": MARKERS[k % len(MARKERS)], "mfc": face, "mec": colour, "ls": "none"}
             ax.plot(b.t[here], values[here], label=f"{side}: {source}", **mark)
-    ax.set_yscale("log")
     _time_axis(ax, b.t)
     return b.message(symbol)
 
 
 @panel("kl_lower", "kl_upper")
 def kl(data: Any, ax: Any) -> str:
-    """Relative entropy KL(p_t ‖ p₀) in nats: the truth lies between the bounds (dark band), up to their errors.
+    """Relative entropy KL(p_t ‖ p₀) in nats: the truth lies in the dark band, up to errors.
 
-    Lighter bands are the standard errors over replicates, taken to the safe side by the Student factor; markers
-    name the candidate that won. Upper: discrete account of the steps (log-Sobolev contraction of the noise, exact
-    entropy change of each kick); lower: Donsker and Varadhan's variational formula [DonskerVaradhan75] and the
-    Gaussian of the same moments. Crosses: nearest-neighbour point estimate [KozachenkoLeonenko87], debiased by the
-    coupled reference; it shrinks with the dimension and is no bound. Without training both bounds read 0.
+    Lighter bands are the standard errors over replicates, taken to the safe side by the Student factor;
+    markers name the candidate that won. Upper: discrete account of the steps (log-Sobolev contraction of
+    the noise, exact entropy change of each kick); lower: Donsker and Varadhan's variational formula
+    [DonskerVaradhan75] and the Gaussian of the same moments. Crosses: nearest-neighbour point estimate
+    [KozachenkoLeonenko87], debiased by the coupled reference; it shrinks with the dimension and is no
+    bound. Without training both bounds read 0.
     """
-    title = _bracket(data, ax, "kl", r"KL$(p_t\,\|\,p_0)$", BLUE)
+    title = _bracket(data, ax, "kl", "KL(pₜ ‖ p₀)", BLUE)
     b = readings.bracket(data, "kl")
     if "kl_estimate" in data:
         estimate = data.kl_estimate.values[data.bound_time.values > 0]
         estimate = np.where(estimate > 0, estimate, np.nan)
         ax.plot(b.t, estimate, ls="none", marker="x", color=INK, label="point estimate (no bound)", alpha=0.7)
-    ax.set_ylim(*canvas.positive_limits(b.lower, b.upper, room=2.5))
+    canvas.log_axis(ax.yaxis, *canvas.positive_limits(b.lower, b.upper, room=2.5))
     ax.set_ylabel(r"KL$(p_t\,\|\,p_0)$ in nats")
     ax.legend(loc="lower right")
     return title
@@ -183,36 +115,37 @@ def kl(data: Any, ax: Any) -> str:
 
 @panel("w2_lower", "w2_upper")
 def w2(data: Any, ax: Any) -> str:
-    """Wasserstein distance W₂(p_t, p₀) in the units of the parameters: between the bounds, up to their errors.
+    """Wasserstein distance W₂(p_t, p₀) in units of the parameters: the truth lies in the dark band.
 
     Upper: distance to the coupled reference (same start, same noise, no loss), or Talagrand's inequality
-    √(2 KL); lower: Gelbrich's bound from the first two moments [Gelbrich90], or a Kantorovich dual potential.
-    Grey: what the plug-in distance of two subsamples reads, here and for two samples of the same p₀ (where the
-    truth is 0): above a few dimensions it measures the sample size. R is the radius within which Lemma 5.1 of
-    [CCGZ20], with explicit constants, keeps the smallest NTK eigenvalue above Λ/2. Without training both bounds
-    read 0.
+    √(2 KL); lower: Gelbrich's bound from the first two moments [Gelbrich90], or a Kantorovich dual
+    potential. Grey: what the plug-in distance of two subsamples reads, here and for two samples of the same
+    p₀ (where the truth is 0): above a few dimensions it measures the sample size. R is the radius within
+    which Lemma 5.1 of [CCGZ20], with explicit constants, keeps the smallest NTK eigenvalue above Λ/2.
+    Without training both bounds read 0.
     """
-    title = _bracket(data, ax, "w2", r"$W_2(p_t, p_0)$", PURPLE)
+    title = _bracket(data, ax, "w2", "W₂(pₜ, p₀)", PURPLE)
     b = readings.bracket(data, "w2")
     shown = [b.lower, b.upper]
-    for name, style, label in (
-        ("w2_plugin", "-.", "plug-in of two samples"),
-        ("w2_plugin_null", ":", "plug-in where the truth is 0"),
+    for name, style, side, text in (
+        ("w2_plugin", "-.", "bottom", "plug-in W₂ of two samples reads this"),
+        ("w2_plugin_null", ":", "top", "... and this where the truth is 0"),
     ):
-        if name in data and readings.recorded(data, name):
+        if readings.recorded(data, name):
             values = readings.at_bounds(data, name)
-            ax.plot(b.t, values, color=GREY, ls=style, lw=1.5, label=label)
+            ax.plot(b.t, values, color=GREY, ls=style, lw=1.5)
+            ax.annotate(text, (b.t[0], values[0]), (2, 3 if side == "bottom" else -3), **canvas.beside(side))
             shown.append(values)
     low, high = canvas.positive_limits(*shown, room=2.0)
-    R = readings.radius(data)
+    R, remark = readings.radius(data), ""
     if R is not None and R > low / 30:
         low = min(low, R / 2)
         ax.axhline(R, color=INK, ls="--", lw=1.2, label=f"radius R = {number(R)} of Lemma 5.1")
     elif R is not None:
-        canvas.note(ax, f"↓ radius R of Lemma 5.1: {number(R)}")
-    ax.set_ylim(low, high)
+        remark = f"radius R of Lemma 5.1: {number(R)}, below the figure"
+    canvas.log_axis(ax.yaxis, low, high)
     ax.set_ylabel(r"$W_2(p_t, p_0)$ in units of the parameters")
-    ax.legend(loc="best", ncols=2 if len(shown) > 2 else 1)
+    canvas.legend(ax, "lower right", remark)
     return title
 
 
@@ -220,9 +153,9 @@ def w2(data: Any, ax: Any) -> str:
 def travel(data: Any, ax: Any) -> str:
     """How far single particles travel, √E|Z_t − Z_0|², against how far their law moves, W₂(p_t, p₀).
 
-    The dashed curve √(2D(1 − e^(−λt))) is what decay and noise alone do to a particle whose law stays p₀: there the
-    law moves by exactly 0. That particles travel far while the law hardly moves is why the kernel picture survives
-    noise and weight decay [CCGZ20].
+    The dashed curve √(2D(1 − e^(−λt))) is what decay and noise alone do to a particle whose law stays p₀:
+    there the law moves by exactly 0. That particles travel far while the law hardly moves is why the kernel
+    picture survives noise and weight decay [CCGZ20].
     """
     t, b = data.time.values, readings.bracket(data, "w2")
     later = t > 0
@@ -233,24 +166,42 @@ def travel(data: Any, ax: Any) -> str:
     label = r"decay and noise alone: $(2D(1 - e^{-\lambda t}))^{1/2}$"
     ax.plot(t[later], free[later], color=INK, ls="--", lw=1.2, label=label)
     ax.fill_between(b.t, np.maximum(b.lower, 1e-300), b.upper, color=PURPLE, alpha=0.38, lw=0)
-    ax.plot(b.t, b.upper, color=PURPLE, ls="-.", lw=1.3, marker="s", ms=3.5, label=r"their law: $W_2(p_t, p_0)$, bracket")
-    ax.plot(b.t, np.where(b.lower > 0, b.lower, np.nan), color=PURPLE, ls="-.", lw=1.3, marker="s", ms=3.5, mfc="white")
-    ax.set_yscale("log")
-    ax.set_ylim(*canvas.positive_limits(far, free, b.lower, b.upper))
+    ax.plot(
+        b.t,
+        b.upper,
+        color=PURPLE,
+        ls="-.",
+        lw=1.3,
+        marker="s",
+        ms=3.5,
+        label=r"their law: $W_2(p_t, p_0)$, bracket",
+    )
+    ax.plot(
+        b.t,
+        np.where(b.lower > 0, b.lower, np.nan),
+        color=PURPLE,
+        ls="-.",
+        lw=1.3,
+        marker="s",
+        ms=3.5,
+        mfc="white",
+    )
+    canvas.log_axis(ax.yaxis, *canvas.positive_limits(far, free, b.lower, b.upper))
     _time_axis(ax, t)
     ax.set_ylabel("distance in parameter space")
     ax.legend(loc="best")
     ratio = far.mean(0)[-1] / b.upper[-1]
-    return f"Particles travel {'at least ' if ratio > 1 else ''}{number(ratio, 2)} times as far as their law moves"
+    return f"Particles travel {number(ratio, 2)} times as far as their law"
 
 
 @panel("ntk_eigenvalue_min")
 def kernel(data: Any, ax: Any) -> str:
     """Smallest eigenvalue of the tangent kernel H(p_t): every replicate (thin) and their mean.
 
-    Λ is its value at p₀ (closed form or Mehler series). Lemma 5.1 of [CCGZ20] and certificate C1 ask for at least
-    Λ/2. H is measured centred, as its value at p₀ plus the mean change against the coupled reference; sampling can
-    only lower the mean of a smallest eigenvalue, which is the safe side. If the kernel does not move, it reads Λ.
+    Λ is its value at p₀ (closed form or Mehler series). Lemma 5.1 of [CCGZ20] and certificate C1 ask for at
+    least Λ/2. H is measured centred, as its value at p₀ plus the mean change against the coupled reference;
+    sampling can only lower the mean of a smallest eigenvalue, which is the safe side. If the kernel does
+    not move, it reads Λ.
     """
     t, low = data.bound_time.values, data.ntk_eigenvalue_min.values
     later, Lambda = t > 0, readings.Lambda(data)
@@ -267,18 +218,18 @@ def kernel(data: Any, ax: Any) -> str:
     ax.legend(loc="lower left", ncols=2)
     worst = float(np.nanmin(mean))
     if worst >= Lambda / 2:
-        return f"The smallest NTK eigenvalue keeps {number(100 * worst / Lambda)} % of Λ or more"
+        return f"The smallest NTK eigenvalue keeps {number(100 * worst / Lambda, 2)} % of Λ or more"
     return f"The smallest NTK eigenvalue falls below Λ/2, at t = {number(t[int(np.nanargmin(mean))])}"
 
 
 @panel(material="clouds")
 def cloud(data: Any, ax: Any, clouds: Any) -> str:
-    """The cloud before and after in its two most telling coordinates: u against s = θ·v.
+    """Cloud before and after in its two most telling coordinates: u against s = θ·v.
 
-    v is the direction of θ in which E[uθ] changed most. Colour: density gained (solid contours) and lost (dashed)
-    between the start and the end; grey points: particles at the end. Learning a function writes itself as a
-    correlation between u and s; the marginals hardly change. Where the law did not move, the picture shows the
-    sampling noise of two histograms.
+    v is the direction of θ in which E[uθ] changed most. Colour: density gained (solid contours) and lost
+    (dashed) between the start and the end; grey points: particles at the end. Learning a function writes
+    itself as a correlation between u and s; the marginals hardly change. Where the law did not move, the
+    picture shows the sampling noise of two histograms.
     """
     picture = readings.cloud_picture(*clouds)
     change, grid = picture.change, picture.grid
@@ -300,16 +251,21 @@ def cloud(data: Any, ax: Any, clouds: Any) -> str:
     ax.set_xlabel(r"$s = \theta \cdot v$, $v$ along the change of $E[u\theta]$")
     ax.set_ylabel(r"output weight $u$")
     ax.grid(False)
-    canvas.note(ax, f"largest change {number(100 * top / picture.peak, 2)} % of the peak of the density", "lower right")
+    canvas.note(
+        ax,
+        f"largest change {number(100 * top / picture.peak, 2)} % of the peak of the density",
+        "lower right",
+    )
     return f"The cloud tilts: E[u s] goes from {number(picture.before, 2)} to {number(picture.after, 2)}"
 
 
 @panel("prediction", "label", optional="test")
 def predictions(data: Any, ax: Any, test: Any = None) -> str:
-    """Network output f against the labels y at the end of the run, mean over replicates; test data where given.
+    """Network output f against the labels y at the end of the run, mean over replicates.
 
-    For labels ±1 the histograms of both classes, the sign of f being the decision; otherwise f against y with the
-    range over replicates. At the start the limit law predicts 0 everywhere.
+    Test data are shown where given. For labels ±1 the histograms of both classes, the sign of f being the
+    decision; otherwise f against y with the range over replicates. At the start the limit law predicts 0
+    everywhere.
     """
     y, f = data.label.values, data.prediction.values[:, -1]
     ax.axvline(0, color=GREY, lw=0.8)
@@ -324,7 +280,13 @@ def _classes(ax: Any, y: np.ndarray, f: np.ndarray, test: Any) -> str:
     bins = np.linspace(-reach, reach, 41)
     for label, colour, hatch in ((1.0, BLUE, ""), (-1.0, ORANGE, "////")):
         fill = {"facecolor": colour, "alpha": 0.55, "hatch": hatch, "edgecolor": "white"}
-        ax.hist(f[y == label], bins, density=True, label=f"training, y = {int(label):+d}".replace("-", "−"), **fill)
+        ax.hist(
+            f[y == label],
+            bins,
+            density=True,
+            label=f"training, y = {int(label):+d}".replace("-", "−"),
+            **fill,
+        )
         if test is not None:
             of_test = np.asarray(test[1])[np.asarray(test[0]) == label]
             line = {"histtype": "step", "color": colour, "lw": 1.6, "ls": "-" if label > 0 else "--"}
@@ -354,12 +316,6 @@ def _regression(ax: Any, y: np.ndarray, f: np.ndarray, test: Any) -> str:
     return f"The network reproduces {number(100 * share)} % of the labels' mean square"
 
 
-def available(data: Any, **material: Any) -> tuple[list[Panel], list[str]]:
-    """Return the figures that can be drawn, and a sentence for each that cannot."""
-    reasons = {name: item.missing(data, **material) for name, item in FIGURES.items()}
-    return [FIGURES[n] for n, why in reasons.items() if not why], [why for why in reasons.values() if why]
-
-
 def summary(data: Any, clouds: Any = None, test: Any = None) -> Any:
     """Return one sheet with every figure that the Dataset allows.
 
@@ -377,13 +333,15 @@ def summary(data: Any, clouds: Any = None, test: Any = None) -> Any:
     panels, reasons = available(data, clouds=clouds, test=test)
     if not panels:
         raise InputError("There is nothing to draw. " + " ".join(reasons))
-    columns = min(len(panels), 3 if len(panels) != 4 else 2)
+    columns = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4}.get(len(panels), 3)
     with canvas.style():
         figure, axes = canvas.sheet(-(-len(panels) // columns), columns, width=5.6, height=4.0)
         for item, ax in zip(panels, axes, strict=False):
             item(data, ax, clouds=clouds, test=test)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
+        if len(axes) > len(panels):
+            canvas.table(axes[len(panels)], "At the end; bounds: value [safe side]", readings.key_numbers(data))
         title = str(data.attrs.get("title", ""))
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=13)
@@ -391,7 +349,7 @@ def summary(data: Any, clouds: Any = None, test: Any = None) -> Any:
 
 
 def save(data: Any, directory: Path, clouds: Any = None, test: Any = None) -> tuple[dict[str, bytes], list[str]]:
-    """Write PNG and PDF of every figure, and return the PNG bytes by name and a sentence for each left out."""
+    """Write PNG and PDF of every figure; return the PNG bytes by name, and a sentence for each left out."""
     panels, reasons = available(data, clouds=clouds, test=test)
     pictures = {}
     for item in panels:

@@ -4,6 +4,7 @@
 does nothing, so that the loop has no question to ask.
 """
 
+import math
 import sys
 import time as clock
 from typing import Protocol, TextIO
@@ -43,6 +44,7 @@ class Line:
         self._first: tuple[float, float, int] | None = None  # seconds, time, steps
         self._shown = -INTERVAL
         self._last = ""
+        self._gone = False
 
     def update(self, time: float, steps: int, loss: float) -> None:
         """Show where the run is, unless the line was written a moment ago."""
@@ -67,18 +69,20 @@ class Line:
         share = min(time / self._total, 1.0) if self._total > 0 else 1.0
         if seconds <= 0 or steps <= before:
             return f"{share:4.0%}  loss {loss:.4g}"
-        left = duration(seconds * (self._total - time) / (time - start)) if time > start else "?"
+        left = duration(seconds * (self._total - time) / (time - start) if time > start else math.inf)
         return f"{share:4.0%}  {(steps - before) / seconds:.3g} steps/s  loss {loss:.4g}  {left} left"
 
     def _show(self, text: str) -> None:
         self._write("\r\x1b[K" + text)
 
     def _write(self, text: str) -> None:
+        if self._gone:
+            return
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (OSError, ValueError):  # the terminal went away; the run goes on
-            self._stream, self._write = sys.stderr, lambda text: None  # type: ignore[method-assign]
+        except (OSError, ValueError):  # the terminal went away or the stream is closed; the run goes on
+            self._gone = True
 
 
 def meter(total_time: float, quiet: bool = False, stream: TextIO | None = None) -> Meter:
@@ -96,7 +100,9 @@ def meter(total_time: float, quiet: bool = False, stream: TextIO | None = None) 
 
 
 def duration(seconds: float) -> str:
-    """Return "48 s", "3 min 20 s" or "2 h 05 min"."""
+    """Return "48 s", "3 min 20 s" or "2 h 05 min", or "?" if it is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"

@@ -6,11 +6,10 @@ A run with a directory goes on from its last checkpoint when it is called again,
 that was never stopped. To drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your own.
 """
 
-import hashlib
 import signal
 import threading
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,66 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import bounds as bounds  # registers the costly observables
-from meanfield import ntk, parallel, progress, results, store
+from meanfield import parallel, progress, results, store
 from meanfield.cloud import Cloud
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
 from meanfield.flow import Flow
-from meanfield.observables import Observable, Unavailable, select
+from meanfield.observables import Observable, Unavailable
+from meanfield.planning import Plan, Record, describe_risk, identity, make_plan
 from meanfield.results import Recorder, Run
 from meanfield.risk import Risk
 
 Array = np.ndarray
-DYADIC_BOUNDS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What to save and when: any function of (cloud, flow), every k steps or at given times.
-
-    Parameters
-    ----------
-    function : callable
-        Of (cloud, flow); returns a number or an array of fixed shape.
-    name : str
-        Its name in the results; by default the function's.
-    every : int
-        Save at every so many steps (and at the end).
-    at : sequence of float, optional
-        Save at these times instead.
-    """
-
-    function: Callable[[Cloud, Flow], Any]
-    name: str = ""
-    every: int = 1
-    at: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.function.__name__)
-        object.__setattr__(self, "at", tuple(float(t) for t in self.at))
-        if self.every < 1:
-            raise InputError(f"every must be at least 1 step, got {self.every}")
-        if not self.name.isidentifier():
-            raise InputError(f"the record needs a name that is an identifier, got {self.name!r}; give name='...'")
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """When to stop and what to record, worked out before anything runs."""
-
-    end: float
-    steps: int | None
-    every: int
-    bound_times: tuple[float, ...]
-    snapshots: tuple[float, ...]
-    observables: tuple[Observable, ...]
-    records: tuple[Record, ...]
-
-    def stops(self) -> list[float]:
-        """Return all times at which something is due, in order."""
-        own = [t for record in self.records for t in record.at]
-        times = {*self.bound_times, *self.snapshots, *own, self.end}
-        return sorted(t for t in times if 0 < t <= self.end)
 
 
 @dataclass(eq=False)
@@ -120,6 +69,7 @@ def simulate(
     checkpoint_seconds: float = 30.0,
     quiet: bool = False,
     on_failure: str = "raise",
+    test: tuple[Array, Array] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> Run:
     """Move replicates of a cloud along a flow and return what was recorded.
@@ -149,6 +99,8 @@ def simulate(
         Run directory; the run goes on from a checkpoint found there.
     on_failure : str
         "raise" or "return": what to do with a run that diverged or was interrupted, once it is saved.
+    test : tuple of ndarray, optional
+        Inputs and labels to predict at the end: `test_prediction` and `test_label` of the results.
 
     Raises
     ------
@@ -158,12 +110,12 @@ def simulate(
         With everything recorded so far saved (and in the error's `run`), unless `on_failure` is "return".
     """
     begin = clock.perf_counter()
-    plan = _plan(flow, time, steps, observables, records, every, bounds, snapshots)
+    plan = make_plan(flow, time, steps, observables, records, every, bounds, snapshots)
     if replicates < 1:
         raise InputError(f"replicates must be at least 1, got {replicates}")
     if on_failure not in ("raise", "return"):
         raise InputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
-    loop = _Loop(flow, plan, cloud, replicates, directory, checkpoint_seconds, quiet, extra or {})
+    loop = _Loop(flow, plan, cloud, replicates, directory, checkpoint_seconds, quiet, extra or {}, test)
     finished = loop.already_finished()
     if finished is not None:
         return finished
@@ -171,57 +123,6 @@ def simulate(
         loop.open()
         loop.state.timings.setdefault("start", clock.perf_counter() - begin)
         return loop.run(caught, on_failure)
-
-
-def _plan(
-    flow: Flow,
-    time: float | None,
-    steps: int | None,
-    observables: Sequence[str] | None,
-    records: Sequence[Record],
-    every: int,
-    bounds: str | int | Sequence[float],
-    snapshots: Sequence[float],
-) -> Plan:
-    if (time is None) == (steps is None):
-        raise InputError("say how long to run: time=... or steps=..., one of them")
-    if steps is not None:
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, got {steps}")
-        if isinstance(flow.eta, str) or callable(flow.eta):
-            raise InputError("steps=... needs a fixed eta; with eta='auto' give time=...")
-        time = steps * float(flow.eta)
-    assert time is not None
-    if not (np.isfinite(time) and time > 0):
-        raise InputError(f"time must be positive and finite, got {time!r}")
-    if every < 1:
-        raise InputError(f"every must be at least 1 step, got {every}")
-    chosen = select(observables)
-    names = [r.name for r in records]
-    clash = {o.name for o in chosen} & set(names) or {n for n in names if names.count(n) > 1}
-    if clash:
-        raise InputError(f"two records are called {sorted(clash)[0]!r}; give one of them another name=")
-    for t in (*snapshots, *(t for r in records for t in r.at)):
-        if not 0 <= t <= time:
-            raise InputError(f"a record is asked for at time {t}, outside of the run's [0, {time}]")
-    times = bound_times(float(time), bounds)
-    return Plan(float(time), steps, every, times, tuple(map(float, snapshots)), tuple(chosen), tuple(records))
-
-
-def bound_times(end: float, bounds: str | int | Sequence[float]) -> tuple[float, ...]:
-    """Return the times of the costly observables: 0 and end 2^-k by default."""
-    if isinstance(bounds, str):
-        if bounds != "auto":
-            raise InputError(f"bounds must be 'auto', a number of times or a list of times, got {bounds!r}")
-        bounds = DYADIC_BOUNDS
-    if isinstance(bounds, int):
-        if bounds < 0:
-            raise InputError(f"the number of bound times must be at least 0, got {bounds}")
-        return (0.0, *(end * 2.0**-k for k in range(bounds - 1, -1, -1))) if bounds else ()
-    times = sorted({float(t) for t in bounds})
-    if times and not (times[0] >= 0 and times[-1] <= end):
-        raise InputError(f"bound times must lie in [0, {end}], got {times[0]} to {times[-1]}")
-    return tuple(times)
 
 
 class _Loop:
@@ -237,10 +138,11 @@ class _Loop:
         checkpoint_seconds: float,
         quiet: bool,
         extra: dict[str, Any],
+        test: tuple[Array, Array] | None,
     ) -> None:
         self.flow, self.plan, self.start, self.replicates = flow, plan, cloud, replicates
         self.directory = None if directory is None else Path(directory)
-        self.checkpoint_seconds, self.quiet, self.extra = checkpoint_seconds, quiet, extra
+        self.checkpoint_seconds, self.quiet, self.extra, self.test = checkpoint_seconds, quiet, extra, test
         self.identity = identity(flow, plan, cloud, replicates)
         self.state = Progress([], Recorder())
         self.stops = plan.stops()
@@ -310,7 +212,8 @@ class _Loop:
     def run(self, caught: list[int], on_failure: str) -> Run:
         """Step until the end; whatever happens, what was recorded is kept."""
         meter = progress.meter(self.plan.end, quiet=self.quiet)
-        status, failure = "finished", None
+        status = "finished"
+        failure: MeanfieldError | None = None
         try:
             while self.state.time < self.plan.end:
                 if caught:
@@ -361,6 +264,7 @@ class _Loop:
         """Save what there is, and return or raise."""
         message = "" if failure is None else str(failure)
         data = results.dataset(self.state.recorder, self.plan.observables, self.attrs(status), self.labels())
+        data = self.with_test(data)
         if self.directory is not None:
             self.checkpoint()
             store.write_dataset(self.directory / "records.nc", data)
@@ -369,6 +273,18 @@ class _Loop:
             failure.run = run  # type: ignore[attr-defined]
             raise failure
         return run
+
+    def with_test(self, data: Any) -> Any:
+        """Return the Dataset with predictions on the test inputs at the end, if there are any."""
+        risk = self.flow.objective.full
+        if self.test is None or not isinstance(risk, Risk):
+            return data
+        x, y = self.test
+        predictions = np.array([risk.predict(cloud, x) for cloud in self.state.clouds])
+        return data.assign(
+            test_prediction=(("replicate", "test_sample"), predictions, {"long_name": "network output on test inputs"}),
+            test_label=(("test_sample",), np.asarray(y, dtype=np.float64), {"long_name": "test label y"}),
+        )
 
     # Records ---------------------------------------------------------------------------------------------------
 
@@ -460,73 +376,6 @@ class _Loop:
         if isinstance(risk, Risk):
             out |= describe_risk(risk, self.flow, cloud)
         return out
-
-
-def describe_risk(risk: Risk, flow: Flow, cloud: Cloud) -> dict[str, Any]:
-    """Return what theorems need to know of a risk: sizes, scale, suprema of h, extreme eigenvalues of H(p0)."""
-    lowest, highest = ntk.eigenvalue_range(risk.gram_start(cloud.start_std, flow.train))
-    norms = np.linalg.norm(risk.inputs, axis=1)
-    return {
-        "n": risk.n,
-        "d": risk.d,
-        "alpha": risk.alpha,
-        "activation": risk.unit.h.name,
-        "bias": int(risk.unit.bias),
-        "loss_function": risk.loss,
-        "centred": int(risk.centred),
-        "suprema": [float(g) for g in risk.unit.h.suprema],
-        "assumption_4_2_fails": risk.unit.h.fails,
-        "largest_input": float(norms.max()),
-        "largest_label": float(np.abs(risk.y).max()),
-        "ntk_lambda": lowest,
-        "ntk_lambda_max": highest,
-        "ntk_rounding": float(len(norms) * np.finfo(float).eps * max(highest, 0.0)),
-    }
-
-
-def identity(flow: Flow, plan: Plan, cloud: Cloud, replicates: int) -> dict[str, Any]:
-    """Return all that determines the numbers of a run, in a form that can be compared and written as JSON."""
-    objective = flow.objective
-    risk = objective.full
-    out: dict[str, Any] = {
-        "objective": type(objective).__name__,
-        "lam": float(flow.lam),
-        "eta": "schedule" if callable(flow.eta) else flow.eta,
-        "scheme": flow.method.name,
-        "train": flow.train,
-        "prior_std": None if flow.prior is None else float(flow.prior.std),
-        "account": bool(flow.account),
-        "allow_unstable": bool(flow.allow_unstable),
-        "start": _digest(cloud.z, cloud.weights),
-        "m": cloud.m,
-        "seed": int(cloud.seed),
-        "replicates": int(replicates),
-        "end": plan.end,
-        "every": plan.every,
-        "bound_times": list(plan.bound_times),
-        "snapshots": list(plan.snapshots),
-        "observables": [item.name for item in plan.observables],
-        "records": [record.name for record in plan.records],
-        "batch": int(getattr(objective, "size", 0)),
-    }
-    if isinstance(risk, Risk):
-        out |= {
-            "data": _digest(risk.x, risk.y),
-            "alpha": float(risk.alpha),
-            "activation": risk.unit.h.name,
-            "bias": bool(risk.unit.bias),
-            "loss": risk.loss,
-            "centred": bool(risk.centred),
-        }
-    return out
-
-
-def _digest(*arrays: Array | None) -> str:
-    total = hashlib.sha256()
-    for array in arrays:
-        if array is not None:
-            total.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]
 
 
 def load(directory: str | Path, flow: Flow | None = None) -> Run:

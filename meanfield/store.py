@@ -55,9 +55,26 @@ def prepare(directory: Path) -> None:
         ) from error
 
 
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that could not be written to, without making it.
+
+    Raises
+    ------
+    InputError
+        If it, or the nearest folder above it that exists, is no directory or is not writable.
+    """
+    nearest = directory.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{nearest} is a file, wanted a directory; choose another run directory with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {nearest}: permission denied; choose another run directory with --out")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON; numbers that are not finite become strings."""
-    write_bytes(path, (json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,11 +90,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value made of what JSON can hold; numbers that are not finite become strings."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):
@@ -153,7 +171,7 @@ def read_npz(path: Path) -> dict[str, Array]:
 def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str, Array], state: dict) -> None:
     """Write all that a restart needs; the checkpoint before is kept under another name."""
     arrays = pack_clouds(clouds) | {f"record.{name}": value for name, value in records.items()}
-    arrays["state"] = np.asarray(json.dumps(_plain(state)))
+    arrays["state"] = np.asarray(json.dumps(plain(state)))
     path = directory / CHECKPOINT
     if path.exists():
         os.replace(path, directory / PREVIOUS)

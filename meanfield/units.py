@@ -1,10 +1,10 @@
 """One neuron psi(z, x) = u h(theta . x), z = (theta, u), and the activations h it may have.
 
-An `Activation` is a record: h and three derivatives, their suprema (Assumption 4.2 of [CCGZ20] asks that h, h',
-h'', (z h')' and h''' be bounded), and the closed forms it has. Everything else in the library reads the record and
-never asks for a name.
+An `Activation` is a record: h and three derivatives, their suprema (Assumption 4.2 of [CCGZ20] asks that h,
+h', h'', (z h')' and h''' be bounded), and the closed forms it has. Everything else in the library reads the
+record and never asks for a name.
 
-To add one, write its jet (share the work, keep the dtype, stay clear of overflow) and append one record to the
+To add one, write its jet (share the work, keep the dtype, stay clear of overflow) and add one record to the
 list that makes `ACTIVATIONS`; the tests run over all of them. In a script no registration is needed:
 
     def jet(w):
@@ -68,16 +68,12 @@ class Activation:
 
     def __post_init__(self) -> None:
         if len(self.suprema) != 5:
-            raise InputError(
-                f"activation '{self.name}': suprema are G1..G5, got {len(self.suprema)} numbers."
-            )
+            raise InputError(f"activation '{self.name}': suprema are five, G1..G5, got {len(self.suprema)}.")
         if self.parity not in ("odd", "even", ""):
             raise InputError(f"activation '{self.name}': parity is 'odd', 'even' or '', got {self.parity!r}.")
-        unbounded = [
-            what for what, bound in zip(BOUNDED, self.suprema, strict=True) if not math.isfinite(bound)
-        ]
-        if unbounded and not self.fails:
-            object.__setattr__(self, "fails", f"no finite bound is stated for {', '.join(unbounded)}")
+        missing = [what for what, g in zip(BOUNDED, self.suprema, strict=True) if not math.isfinite(g)]
+        if missing and not self.fails:
+            object.__setattr__(self, "fails", f"no finite bound is stated for {', '.join(missing)}")
 
     def value(self, w: Array) -> Array:
         """Return h(w)."""
@@ -99,18 +95,8 @@ class Activation:
 class Unit:
     """A neuron psi(z, x) = u h(theta . x), z = (theta, u) with u the last coordinate.
 
-    With a bias the inputs get a last column of ones, and theta one coordinate more.
-
-    Parameters
-    ----------
-    activation : str or Activation
-        A name of `ACTIVATIONS` or a record of your own.
-    bias : bool
-
-    Raises
-    ------
-    InputError
-        If the name is unknown (with the nearest one), or the activation is neither name nor record.
+    With a bias the inputs get a last column of ones, and theta one coordinate more. The activation is a name
+    of `ACTIVATIONS` or a record of your own; anything else raises InputError.
     """
 
     activation: str | Activation
@@ -121,27 +107,17 @@ class Unit:
 
     @property
     def h(self) -> Activation:
-        """The activation's record."""
+        """The record of the activation."""
         return resolve(self.activation)
 
     def inputs(self, x: npt.ArrayLike) -> Array:
         """Return the inputs as the neuron sees them, shape (n, d) or, with a bias, (n, d + 1).
 
-        Parameters
-        ----------
-        x : array, shape (n, d); float32 stays float32, other numbers become float64
-
-        Raises
-        ------
-        InputError
-            If x is not two-dimensional.
+        Floats keep their dtype, other numbers become float64; InputError if x is not two-dimensional.
         """
-        array = np.asarray(x)
+        array = _floating(x)
         if array.ndim != 2:
-            raise InputError(
-                f"inputs must have shape (n, d), a row for each sample; got shape {array.shape}."
-            )
-        array = _floating(array)
+            raise InputError(f"inputs must have shape (n, d), a row a sample; got shape {array.shape}.")
         if not self.bias:
             return array
         return np.concatenate([array, np.ones((len(array), 1), dtype=array.dtype)], axis=1)
@@ -151,28 +127,22 @@ class Unit:
         return d + int(self.bias) + 1
 
 
-def resolve(activation: str | Activation) -> Activation:
-    """Return the record of a name, or the record itself.
-
-    Raises
-    ------
-    InputError
-        If the name is unknown, or it is neither name nor record.
-    """
+def resolve(activation: object) -> Activation:
+    """Return the record of a name, or the record itself; anything else is refused, with the nearest name."""
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str):
-        raise InputError(
-            f"an activation is a name or an Activation record, got {type(activation).__name__}; "
-            "make one with Activation(name, jet)."
-        )
+        got = type(activation).__name__
+        raise InputError(f"an activation is a name or a record Activation(name, jet), got {got}.")
     if activation not in ACTIVATIONS:
         hint = did_you_mean(activation, ACTIVATIONS)
         raise InputError(f"unknown activation '{activation}'.{hint} Known: {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
 
 
-# --- jets: (h, h') first, the jet goes on from there ---------------------------------------------------------
+# --- jets: (h, h') first, the jet goes on from there
+
+_FLAT = 40.0  # from there on exp(-w^2 / 2) is 0, and w^2 might overflow
 
 
 def _floating(w: npt.ArrayLike) -> Array:
@@ -194,17 +164,12 @@ def _erf_pair(w: Array) -> tuple[Array, Array]:
     from scipy.special import erf
 
     w = _floating(w)
-    return erf(w), (2.0 / math.sqrt(math.pi)) * np.exp(-(_clipped(w) ** 2))
-
-
-def _clipped(w: Array) -> Array:
-    """Bound |w| by 40, beyond which exp(-w^2 / 2) is 0 and w^2 might overflow."""
-    return np.clip(w, -40.0, 40.0)
+    return erf(w), (2.0 / math.sqrt(math.pi)) * np.exp(-(np.clip(w, -_FLAT, _FLAT) ** 2))
 
 
 def _erf(w: Array) -> Jet:
     h, slope = _erf_pair(w)
-    w = _clipped(_floating(w))
+    w = np.clip(_floating(w), -_FLAT, _FLAT)
     second = -2.0 * w * slope
     return h, slope, second, -2.0 * (slope + w * second)
 
@@ -216,7 +181,7 @@ def _erf_sqrt2_pair(w: Array) -> tuple[Array, Array]:
 
 def _erf_sqrt2(w: Array) -> Jet:
     h, slope = _erf_sqrt2_pair(w)
-    w = _clipped(_floating(w))
+    w = np.clip(_floating(w), -_FLAT, _FLAT)
     second = -w * slope
     return h, slope, second, -(slope + w * second)
 
@@ -227,11 +192,6 @@ def _logistic(w: Array) -> tuple[Array, Array, Array, Array]:
     larger = 1.0 / (1.0 + e)
     smaller = e * larger
     return e, np.where(w < 0, smaller, larger), smaller * larger, np.copysign(larger - smaller, -w)
-
-
-def _sigmoid_pair(w: Array) -> tuple[Array, Array]:
-    _, value, slope, _ = _logistic(_floating(w))
-    return value, slope
 
 
 def _sigmoid(w: Array) -> Jet:
@@ -245,23 +205,13 @@ def _softplus(w: Array) -> Jet:
     return np.maximum(w, 0.0) + np.log1p(e), sigma, slope, slope * tilt
 
 
-def _relu_pair(w: Array) -> tuple[Array, Array]:
-    w = _floating(w)
-    return np.maximum(w, 0.0), (w > 0).astype(w.dtype)
-
-
 def _relu(w: Array) -> Jet:
-    h, slope = _relu_pair(w)
-    return h, slope, np.zeros_like(h), np.zeros_like(h)
-
-
-def _sin_pair(w: Array) -> tuple[Array, Array]:
     w = _floating(w)
-    return np.sin(w), np.cos(w)
+    return np.maximum(w, 0.0), (w > 0).astype(w.dtype), np.zeros_like(w), np.zeros_like(w)
 
 
 def _sin(w: Array) -> Jet:
-    s, c = _sin_pair(w)
+    s, c = np.sin(_floating(w)), np.cos(_floating(w))
     return s, c, -s, -c
 
 
@@ -270,11 +220,11 @@ def _linear(w: Array) -> Jet:
     return w.copy(), np.ones_like(w), np.zeros_like(w), np.zeros_like(w)
 
 
-# --- closed Gram matrices over theta ~ N(0, I), G = X X' -----------------------------------------------------
+# --- closed Gram matrices over theta ~ N(0, I), G = X X'
 
 
 def _erf_gram(g: Array) -> tuple[Array, Array]:
-    """Arcsine kernel [Williams98]; the determinant is expanded so that large inputs don't cancel to nothing."""
+    """Arcsine kernel [Williams98]; expanded so that large inputs don't cancel."""
     q = np.diag(g)
     scale = np.sqrt(1.0 + 2.0 * q)
     sine = np.clip(2.0 * g / np.outer(scale, scale), -1.0, 1.0)
@@ -313,7 +263,7 @@ def _linear_gram(g: Array) -> tuple[Array, Array]:
     return g.copy(), np.ones_like(g)
 
 
-# --- the records ---------------------------------------------------------------------------------------------
+# --- the records
 
 
 def _softplus_fourth() -> float:
@@ -343,11 +293,11 @@ ACTIVATIONS: dict[str, Activation] = {
             "erf_sqrt2", _erf_sqrt2, (1.0, _E2, math.sqrt(2.0 / (math.pi * math.e)), _E2, _E2),
             parity="odd", gram=_erf_sqrt2_gram, pair=_erf_sqrt2_pair,
         ),
-        Activation("sigmoid", _sigmoid, (1.0, 0.25, _S2, 0.25, 0.125), pair=_sigmoid_pair),
+        Activation("sigmoid", _sigmoid, (1.0, 0.25, _S2, 0.25, 0.125)),
         Activation(
             "relu", _relu, (math.inf, 1.0, math.inf, 1.0, math.inf),
             fails="h is unbounded, and h' jumps at 0, so that h'' and h''' are not bounded functions",
-            homogeneous=True, gram=_relu_gram, pair=_relu_pair,
+            homogeneous=True, gram=_relu_gram,
         ),
         Activation(
             "softplus", _softplus, (math.inf, 1.0, 0.25, _softplus_fourth(), _S2),
@@ -356,7 +306,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "sin", _sin, (1.0, 1.0, 1.0, math.inf, 1.0),
             fails="(z h')' = cos z - z sin z is unbounded (h, h', h'' and h''' are bounded by 1)",
-            parity="odd", gram=_sin_gram, pair=_sin_pair,
+            parity="odd", gram=_sin_gram,
         ),
         Activation(
             "linear", _linear, (math.inf, 1.0, 0.0, 1.0, 0.0),
@@ -367,98 +317,84 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 
 
-# --- is a record right? --------------------------------------------------------------------------------------
+# --- is a record right?
 
 
 def check_activation(activation: Activation) -> None:
     """Compare a record with itself: derivatives, suprema, parity, homogeneity, cheap pair, Gram matrix.
 
-    Derivatives are compared with central difference quotients on |w| <= 4 (1e-6 of their size), suprema with
-    the largest values on |w| <= 30, the Gram matrix with Gauss-Hermite quadrature (5 %: enough for a wrong
-    constant, loose enough for kinks).
-
-    Raises
-    ------
-    InputError
-        With the first thing that is wrong, where, and what was expected.
+    Derivatives are compared with central difference quotients on |w| <= 4 (to 1e-6 of their size), suprema
+    with the largest values on |w| <= 30, the Gram matrix with quadrature (to 5 %: a wrong constant is found,
+    kinks pass). The first thing that is wrong raises InputError, with the place and what was expected.
     """
-    w = np.linspace(-4.0, 4.0, 162)  # an even number: a kink at 0 is stepped over
     with np.errstate(all="ignore"):
-        jet = _checked_jet(activation, w)
-        _check_derivatives(activation, w, jet)
-        _check_suprema(activation)
-        _check_claims(activation, w, jet)
-        if activation.gram is not None:
-            _check_gram(activation, activation.gram)
+        for fault in (_jet_fault, _derivative_fault, _supremum_fault, _claim_fault, _gram_fault):
+            sentence = fault(activation)
+            if sentence:
+                raise InputError(f"activation '{activation.name}': {sentence}.")
 
 
-def _wrong(activation: Activation, sentence: str) -> InputError:
-    return InputError(f"activation '{activation.name}': {sentence}.")
+_GRID = np.linspace(-4.0, 4.0, 162)  # an even number: a kink at 0 is stepped over
 
 
-def _checked_jet(activation: Activation, w: Array) -> Jet:
-    jet = activation.jet(w)
-    if len(jet) != 4 or any(np.shape(part) != w.shape for part in jet):
-        got = [np.shape(part) for part in jet]
-        raise _wrong(activation, f"jet(w) must return four arrays of the shape of w, {w.shape}; got {got}")
-    for what, part in zip(DERIVATIVES, activation.jet(w.astype(np.float32)), strict=True):
-        if part.dtype != np.float32:
-            raise _wrong(activation, f"{what} of a float32 array is {part.dtype}; keep it float32")
-    return jet
+def _jet_fault(activation: Activation) -> str:
+    jet = activation.jet(_GRID.astype(np.float32))
+    shapes = [np.shape(part) for part in jet]
+    if shapes != 4 * [_GRID.shape]:
+        return f"jet(w) must return four arrays of the shape of w, {_GRID.shape}; got {shapes}"
+    wide = [what for what, part in zip(DERIVATIVES, jet, strict=True) if part.dtype != np.float32]
+    return f"of a float32 array {', '.join(wide)} must be float32 too" if wide else ""
 
 
-def _check_derivatives(activation: Activation, w: Array, jet: Jet) -> None:
+def _derivative_fault(activation: Activation) -> str:
     step = 1e-4
-    above, below = activation.jet(w + step), activation.jet(w - step)
+    jet, above, below = (activation.jet(w) for w in (_GRID, _GRID + step, _GRID - step))
     for order in (1, 2, 3):
         quotient = (above[order - 1] - below[order - 1]) / (2 * step)
         error = np.abs(jet[order] - quotient)
-        worst = int(np.argmax(error))
-        if not error[worst] <= 1e-6 * (1.0 + np.max(np.abs(jet[order]))):
-            of, what = DERIVATIVES[order - 1 : order + 1]
-            raise _wrong(
-                activation,
-                f"{what} is {jet[order][worst]:.6g} at w = {w[worst]:.4g}, "
-                f"the difference quotient of {of} is {quotient[worst]:.6g}",
+        at = int(np.argmax(error))
+        if not error[at] <= 1e-6 * (1.0 + np.max(np.abs(jet[order]))):
+            return (
+                f"{DERIVATIVES[order]} is {jet[order][at]:.6g} at w = {_GRID[at]:.4g}, "
+                f"the difference quotient of {DERIVATIVES[order - 1]} is {quotient[at]:.6g}"
             )
+    return ""
 
 
-def _check_suprema(activation: Activation) -> None:
+def _supremum_fault(activation: Activation) -> str:
     w = np.linspace(-30.0, 30.0, 60_001)
     h, h1, h2, h3 = activation.jet(w)
-    for k, (what, part) in enumerate(zip(BOUNDED, (h, h1, h2, h1 + w * h2, h3), strict=True)):
-        worst = int(np.argmax(np.abs(part)))
-        if np.abs(part[worst]) > activation.suprema[k] * (1.0 + 1e-9):
-            raise _wrong(
-                activation,
-                f"G{k + 1} = {activation.suprema[k]:.6g} is stated, but |{what}| is {abs(part[worst]):.6g} "
-                f"at w = {w[worst]:.4g}",
-            )
+    for what, part, bound in zip(BOUNDED, (h, h1, h2, h1 + w * h2, h3), activation.suprema, strict=True):
+        at = int(np.argmax(np.abs(part)))
+        if abs(part[at]) > bound * (1.0 + 1e-9):
+            return f"sup |{what}| is stated as {bound:.6g}, but at w = {w[at]:.4g} {what} is {part[at]:.6g}"
+    return ""
 
 
-def _check_claims(activation: Activation, w: Array, jet: Jet) -> None:
-    def differ(a: Array, b: Array) -> bool:
-        return not np.allclose(a, b, rtol=1e-12, atol=1e-12)
+def _claim_fault(activation: Activation) -> str:
+    h, h1, *_ = activation.jet(_GRID)
+    mirrored, doubled = activation.jet(-_GRID)[0], activation.jet(2.0 * _GRID)[0]
+    claims = [
+        (activation.parity == "odd", mirrored, -h, "it is not odd"),
+        (activation.parity == "even", mirrored, h, "it is not even"),
+        (activation.homogeneous, doubled, 2.0 * h, "it is not homogeneous: h(2 w) is not 2 h(w)"),
+        (True, activation.value(_GRID), h, "pair and jet give different h"),
+        (True, activation.first(_GRID), h1, "pair and jet give different h'"),
+    ]
+    faults = [fault for made, a, b, fault in claims if made and not np.allclose(a, b, rtol=1e-12, atol=1e-12)]
+    return faults[0] if faults else ""
 
-    sign = {"odd": -1.0, "even": 1.0}.get(activation.parity)
-    if sign is not None and differ(activation.value(-w), sign * jet[0]):
-        raise _wrong(activation, f"it is not {activation.parity}")
-    if activation.homogeneous and differ(activation.value(2.0 * w), 2.0 * jet[0]):
-        raise _wrong(activation, "it is not homogeneous: h(2 w) is not 2 h(w)")
-    if activation.pair is not None and any(map(differ, activation.pair(w), jet[:2])):
-        raise _wrong(activation, "pair and jet give different h or h'")
 
-
-def _check_gram(activation: Activation, gram: Callable[[Array], tuple[Array, Array]]) -> None:
+def _gram_fault(activation: Activation) -> str:
+    if activation.gram is None:
+        return ""
     x = np.array([[0.6, 0.3], [-0.2, 0.9], [1.1, -0.4]])
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     theta = np.stack(np.meshgrid(nodes, nodes), axis=-1).reshape(-1, 2)
     mass = np.outer(weights, weights).ravel() / (2.0 * math.pi)
-    for what, part, closed in zip(
-        DERIVATIVES[:2], activation.value_and_first(theta @ x.T), gram(x @ x.T), strict=True
-    ):
+    values = activation.value_and_first(theta @ x.T)
+    for what, part, closed in zip(DERIVATIVES[:2], values, activation.gram(x @ x.T), strict=True):
         quadrature = part.T @ (mass[:, None] * part)
         if not np.all(np.abs(closed - quadrature) <= 0.05 * np.max(np.abs(quadrature))):
-            raise _wrong(
-                activation, f"gram gives {closed.tolist()} for E {what} {what}, not {quadrature.tolist()}"
-            )
+            return f"gram gives {closed.tolist()} for E {what} {what}, quadrature {quadrature.tolist()}"
+    return ""

@@ -48,7 +48,7 @@ def test_philox_equals_the_random123_known_answers(counter, key, expected):
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [
-        (np.float64, "-0x1.eeb3cfb80fec7p-1 -0x1.ade89ab4c06a4p+0 0x1.fa2deddb16198p-5 -0x1.cc23f2d6f52a8p+0"),
+        (np.float64, "-0x1.eeb3cfb80fec7p-1 -0x1.ade89ab4c06a4p0 0x1.fa2deddb16198p-5 -0x1.cc23f2d6f52a8p0"),
         (np.float32, "-0x1.0d1984p+0 0x1.a0a4p+0 -0x1.a4c18p-2 0x1.17e26p-4"),
     ],
 )  # fmt: skip
@@ -165,6 +165,7 @@ def arguments(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logarithm_is_within_one_ulp(dtype):
     x = arguments(dtype)
+    assert noise.logarithm(np.ones(1, dtype=dtype))[0] == 0.0
     assert ulps(noise.logarithm(x), np.log(x.astype(np.longdouble))) < 1.0
 
 
@@ -178,11 +179,6 @@ def test_cosine_and_sine_are_within_their_stated_ulps(dtype):
     angle = f.astype(np.longdouble) * (2 * np.arctan(np.longdouble(1)))
     assert ulps(cosine, np.cos(angle)) < 1.4
     assert ulps(sine, np.sin(angle)) < 1.8
-
-
-def test_logarithm_of_one_is_zero():
-    for dtype in DTYPES:
-        assert noise.logarithm(np.ones(1, dtype=dtype))[0] == 0.0
 
 
 @pytest.mark.skipif(not EXTENDED, reason="needs a long double of 64 bits or more")
@@ -223,11 +219,7 @@ def test_the_extreme_words_give_finite_normals(dtype, reach):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_normals_have_the_moments_and_the_law_of_normals(dtype):
-    x = (
-        normals(SEED, Stream.DIFFUSION, step=11, count=50_000, width=8, dtype=dtype)
-        .astype(np.float64)
-        .ravel()
-    )
+    x = normals(SEED, Stream.DIFFUSION, step=11, count=50_000, width=8, dtype=dtype).astype(np.float64).ravel()
     n = x.size
     assert abs(x.mean()) < 4 / math.sqrt(n)
     assert abs(np.mean(x**2) - 1) < 4 * math.sqrt(2 / n)
@@ -302,8 +294,7 @@ def test_rows_do_not_depend_on_the_split(dtype, monkeypatch):
     whole = normals(SEED, 1, step=2, count=301, width=7, dtype=dtype)
     for cut in (1, 100, 300):
         parts = [
-            normals(SEED, 1, step=2, first=a, count=b - a, width=7, dtype=dtype)
-            for a, b in ((0, cut), (cut, 301))
+            normals(SEED, 1, step=2, first=a, count=b - a, width=7, dtype=dtype) for a, b in ((0, cut), (cut, 301))
         ]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     for chunk in (1, 3, 50):
@@ -315,9 +306,7 @@ def test_rows_do_not_depend_on_the_split(dtype, monkeypatch):
 def test_columns_do_not_depend_on_the_width(dtype):
     wide = normals(SEED, 1, step=2, count=20, width=13, dtype=dtype)
     for width in range(14):
-        np.testing.assert_array_equal(
-            normals(SEED, 1, step=2, count=20, width=width, dtype=dtype), wide[:, :width]
-        )
+        np.testing.assert_array_equal(normals(SEED, 1, step=2, count=20, width=width, dtype=dtype), wide[:, :width])
     per_block = 2 if dtype == np.float64 else 4
     later = normals(SEED, 1, step=2, count=20, width=5, first_block=2, dtype=dtype)
     np.testing.assert_array_equal(later, wide[:, 2 * per_block : 2 * per_block + 5])
@@ -388,7 +377,8 @@ def test_equal_keys_are_ranked_by_index(monkeypatch):
         ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"seed": 0.5}, "whole number"),
         ({"step": 2**32}, "step"), ({"step": -1}, "step"), ({"replicate": 2**24}, "replicate"),
         ({"stream": 9}, "stream"), ({"first": 2**32}, "particles"), ({"count": -1}, "particles"),
-        ({"first": 2**32 - 1, "count": 2}, "particles"), ({"width": -1}, "width"), ({"first_block": 2**32 - 1}, "blocks"),
+        ({"first": 2**32 - 1, "count": 2}, "particles"), ({"width": -1}, "width"),
+        ({"first_block": 2**32 - 1}, "blocks"),
         ({"dtype": np.float16}, "float64 or float32"), ({"dtype": np.int64}, "float64 or float32"),
     ],
     ids=str,

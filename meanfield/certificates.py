@@ -1,0 +1,173 @@
+"""Checks that the program makes on itself, from what a run recorded: C0, C3, C4, (I4), (I5), and that records agree.
+
+Each takes the Dataset and the last clouds and returns verdicts named after what breaks. The certificates C0 to C4 and
+the identities (I1), (I4), (I5) are derived in the documentation.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from meanfield import readings, theory
+from meanfield.cloud import Cloud
+from meanfield.verdicts import (
+    DOUBT,
+    NOT_APPLICABLE,
+    SURPRISE,
+    Verdict,
+    judge,
+    missing_variable,
+    normal_limits,
+    surprise,
+)
+
+Array = np.ndarray
+
+
+def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge the loss against prediction and labels, the account against the bound that is made of it."""
+    out = []
+    text = "stored loss equals the loss of the stored predictions on the stored labels"
+    missing = missing_variable(data, "records: loss", text, "loss", "prediction", "label")
+    if missing:
+        out.append(missing)
+    else:
+        f, y = data.prediction.values, data.label.values
+        square = data.attrs.get("loss_function", "square") == "square"
+        again = ((f - y) ** 2 if square else np.logaddexp(0.0, -y * f)).mean(-1)
+        gap = np.abs(again - data.loss.values).max(0)
+        scale = np.maximum(np.abs(again).max(0), 1e-12)
+        out.append(judge("records: loss", text, gap / scale, np.full(len(gap), 1e-6), 0 * gap, data.time.values))
+    if "kl_account" in data and "kl_upper" in data:
+        text = "stored KL upper bound equals the mean account it is made of"
+        at = _at_bounds(data, data.kl_account.values)
+        made = data.kl_upper_source.values.astype(str) == "account"
+        if made.any():
+            mean, upper = at.mean(0)[made], data.kl_upper.values[made]
+            with np.errstate(invalid="ignore"):
+                gap = np.where(mean == upper, 0.0, np.abs(mean - upper) / np.maximum(np.abs(mean), 1e-300))
+            zeros = 0 * gap
+            out.append(
+                judge("records: account", text, gap, zeros + 1e-6, zeros, data.bound_time.values[made])
+            )
+    return out
+
+
+def _at_bounds(data: Any, values: Array) -> Array:
+    """Return a (replicate, time) array at the bound times."""
+    index = [int(np.argmin(np.abs(data.time.values - t))) for t in data.bound_time.values]
+    return values[:, index]
+
+
+def c0(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the increments of the reference are standard normal."""
+    name, text = "C0 noise", "increments of the coupled reference are N(0, I)"
+    missing = missing_variable(data, name, text, "noise_variance", "noise_variance_se")
+    if missing:
+        return [missing]
+    root = math.sqrt(len(data.replicate))
+    error = data.noise_variance_se.values[:, -1].mean() / root
+    if not math.isfinite(error):
+        return [Verdict(name, text, NOT_APPLICABLE, note="no noise was drawn")]
+    scores = [
+        ("variance", abs(data.noise_variance.values[:, -1].mean() - 1) / error),
+        ("mean", abs(data.noise_mean.values[:, -1].sum()) / root),
+        ("fourth moment", abs(data.noise_kurtosis.values[:, -1].mean() - 3) / (math.sqrt(48) * error)),
+        ("decay", abs(data.noise_state_correlation.values[:, -1].sum()) / root),
+    ]
+    end, limits = data.time.values[-1:], normal_limits()
+    what = {"decay": "correlation with the position", "fourth moment": "fourth moment 3"}
+    return [
+        surprise(f"{name}: {k}", f"{text}: {what.get(k, k)}, in standard errors", np.array([v]), end, limits)
+        for k, v in scores
+    ]
+
+
+def i5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the reference is coupled: E|Z - Zbar|^2 is what (I5) expects."""
+    name, text = "(I5) coupling", "E|Z - Zbar|^2 equals (I5) integrated along the steps, so the reference is coupled"
+    missing = missing_variable(data, name, text, "coupling_defect", "coupled_distance")
+    if missing:
+        return [missing]
+    defect, size = np.abs(data.coupling_defect.values), data.coupled_distance.values
+    times = data.time.values
+    if clouds and all(c.reference is not None for c in clouds):
+        # What was recorded must also be what the stored clouds say.
+        last = [float(c.mean(((c.z - c.reference).astype(np.float64) ** 2).sum(1))) for c in clouds]
+        stored = np.abs(np.array(last) - size[:, -1])[:, None]
+        defect, size = np.hstack([defect, stored]), np.hstack([size, size[:, -1:]])
+        times = np.append(times, times[-1])
+    tolerance = (1e-8 if data.attrs.get("dtype", "float64") == "float64" else 2e-4) * (size + 1e-6)
+    ratio = (defect / tolerance).max(0)
+    verdict = judge(name, text, (defect).max(0), tolerance.max(0), 0 * ratio, times)
+    return [verdict]
+
+
+def c3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether (I1) integrated along the steps gives the measured predictions."""
+    name, text = "C3, identity (I1)", "rms defect of (I1) over its expected error (sampling noise, integration rule)"
+    missing = missing_variable(data, name, text, "residual_defect", "residual_defect_se")
+    if missing:
+        return [missing]
+    from scipy.special import chdtri
+
+    count = len(data.replicate)
+    defect, error = data.residual_defect.values, data.residual_defect_se.values
+    scale = np.maximum(error, 1e-9)
+    ratio = np.sqrt(np.mean((defect / scale) ** 2, axis=0))
+    # At worst the defect lives in one direction: then its square over the variance is chi-square with one degree.
+    limits = tuple(math.sqrt(float(chdtri(count, p)) / count) for p in (DOUBT, SURPRISE))
+    return [surprise(name, text, ratio, data.time.values, (limits[0], limits[1]))]
+
+
+def c4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether lower bounds lie below upper bounds."""
+    out = []
+    times = data.bound_time.values
+    factor = readings.factor(data)
+    for key, symbol in (("kl", "KL(p_t || p0)"), ("w2", "W2(p_t, p0)"), ("energy", "Q(p_t)")):
+        name, text = f"C4 bracket of {key.upper() if key != 'energy' else 'Q'}", f"lower bound on {symbol} <= upper bound"
+        missing = missing_variable(data, name, text, f"{key}_lower", f"{key}_upper")
+        if missing:
+            out.append(missing)
+            continue
+        lower, upper = data[f"{key}_lower"].values, data[f"{key}_upper"].values
+        error = factor * (np.nan_to_num(data[f"{key}_lower_se"].values) + np.nan_to_num(data[f"{key}_upper_se"].values))
+        # Brackets may touch: what is judged is whether they cross by more than their errors.
+        out.append(judge(name, text, lower - error, upper, 0 * error, times, note="errors on the safe side"))
+    out += _account_above(data, factor)
+    out += _w2_from_kl(data, factor)
+    return out
+
+
+def _account_above(data: Any, factor: float) -> list[Verdict]:
+    name, text = "C4 KL account", "KL account of the steps >= lower bound on KL"
+    missing = missing_variable(data, name, text, "kl_account", "kl_lower")
+    if missing:
+        return [missing]
+    at = _at_bounds(data, data.kl_account.values)
+    count = len(at)
+    spread = factor * at.std(0, ddof=1) / math.sqrt(count) if count > 1 else 0.0
+    error = spread + factor * np.nan_to_num(data.kl_lower_se.values)
+    return [judge(name, text, data.kl_lower.values - error, at.mean(0), 0 * at[0], data.bound_time.values)]
+
+
+def _w2_from_kl(data: Any, factor: float) -> list[Verdict]:
+    name, text = "Talagrand (Lemma 5.4)", "W2 lower bound <= sqrt(2 KL upper bound)"
+    missing = missing_variable(data, name, text, "w2_lower", "kl_upper")
+    if missing:
+        return [missing]
+    low = data.w2_lower.values - factor * np.nan_to_num(data.w2_lower_se.values)
+    high = theory.talagrand(np.maximum(data.kl_upper.values + factor * np.nan_to_num(data.kl_upper_se.values), 0))
+    return [judge(name, text, low, high, 0 * low, data.bound_time.values, note="errors on the safe side")]
+
+
+def i4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    name, text = "(I4) energy", "Q(p_t) = L + lam KL never exceeds Q(p0) = L(p0)"
+    missing = missing_variable(data, name, text, "energy_lower", "loss")
+    if missing:
+        return [missing]
+    error = readings.factor(data) * np.nan_to_num(data.energy_lower_se.values)
+    start = np.full(len(error), float(data.loss.values[:, 0].mean()))
+    return [judge(name, text, data.energy_lower.values, start, error, data.bound_time.values)]

@@ -1,0 +1,184 @@
+"""The command line: `meanfield run | verify | report | compare | backends | selftest`.
+
+Exit codes: 0 done, 1 a check failed (or `compare` found different numbers), 2 bad input or usage, 3 the run diverged,
+130 interrupted with its state saved. Heavy packages are imported where they are used, so that help comes at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meanfield.errors import MeanfieldError
+
+if TYPE_CHECKING:
+    from meanfield.config import RunConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every expected failure is a message, never a traceback."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        return int(options.action(options))
+    except MeanfieldError as error:
+        print(f"meanfield: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("meanfield: interrupted", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("meanfield: out of memory; take a smaller cloud.m or fewer cloud.replicates", file=sys.stderr)
+        return 2
+
+
+def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
+    print(f"meanfield: warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from meanfield import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="meanfield",
+        description="Simulate wide two-layer networks as particles, and measure how far their law moves.",
+        epilog="exit codes: 0 done, 1 a check failed, 2 bad input, 3 diverged, 130 interrupted (state saved)",
+    )
+    parser.add_argument("--version", action="version", version=f"meanfield {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    verify = commands.add_parser("verify", help="judge a run theorem by theorem")
+    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    verify.set_defaults(action=_verify)
+    report = commands.add_parser("report", help="write DIR/report.html with its figures")
+    report.add_argument("directory", type=Path, metavar="DIR")
+    report.set_defaults(action=_report)
+    compare = commands.add_parser("compare", help="say where two runs differ and by how much (exit 1 if numbers do)")
+    compare.add_argument("first", type=Path, metavar="DIR")
+    compare.add_argument("second", type=Path, metavar="DIR")
+    compare.set_defaults(action=_compare)
+    backends = commands.add_parser("backends", help="which backends can run here, and how fast")
+    backends.set_defaults(action=_backends)
+    selftest = commands.add_parser("selftest", help="check the physics against closed forms, a minute at most")
+    selftest.set_defaults(action=_selftest)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="run a configuration; goes on where an interrupted run stopped")
+    run.add_argument("config", type=Path, metavar="CONFIG.toml")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<name of the configuration>)")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. flow.lam=0.1")
+    run.add_argument("--backend", default="auto", metavar="NAME", help="where contractions run (see `meanfield backends`)")
+    run.add_argument("--threads", type=int, metavar="N", help="threads over blocks of particles (default: every core)")
+    run.add_argument("--quiet", action="store_true", help="print errors alone")
+    run.add_argument("--show", action="store_true", help="print the resolved configuration and do nothing")
+    run.set_defaults(action=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from meanfield import config as configuration
+
+    config = configuration.load(options.config, options.set)
+    directory = options.out or Path("runs") / options.config.stem
+    if options.show:
+        print(configuration.dumps(config), end="")
+        return 0
+    return _carry(options, config, directory)
+
+
+def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
+    from meanfield import backends, experiment, parallel
+
+    backends.get(options.backend)
+    parallel.set_threads(options.threads)
+    if not options.quiet:
+        print(_announcement(config, directory), file=sys.stderr, flush=True)
+    if experiment.is_finished(directory):
+        experiment.claim(config, directory)
+        if not (directory / "report.html").exists():
+            experiment.report(directory)
+        if not options.quiet:
+            print(f"{directory} is finished; nothing was changed")
+        return 0
+    done = experiment.run(config, directory, backend=options.backend, quiet=options.quiet)
+    if not options.quiet:
+        print("\n".join(done.lines()))
+        timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.metadata["timings"].items())
+        print(f"timings: {timings}")
+        print(f"report: {directory / 'report.html'}")
+    return _complain(done.metadata.get("violated", []), directory)
+
+
+def _announcement(config: "RunConfig", directory: Path) -> str:
+    shape, flow = config.cloud, config.flow
+    length = f"time {flow.time:g}" if flow.time is not None else f"{flow.steps} steps"
+    return (
+        f"meanfield run: {config.data.source}, {config.network.activation}, alpha = {config.network.alpha}, "
+        f"lam = {flow.lam:g}, m = {shape.m}, {shape.replicates} replicates, {length} -> {directory}"
+    )
+
+
+def _complain(violated: Sequence[str], directory: Path) -> int:
+    """Say loudly what is violated, and return the exit code."""
+    if not violated:
+        return 0
+    print(f"meanfield: ERROR: violated on {directory}: {'; '.join(violated)} (see verify.json)", file=sys.stderr)
+    return 1
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from meanfield.simulate import load
+    from meanfield.store import plain
+    from meanfield.verify import verify
+
+    verification = verify(load(options.directory))
+    if options.json:
+        print(json.dumps(plain(verification.records()), indent=2, ensure_ascii=False))
+    else:
+        print(verification.table())
+    return _complain([v.statement for v in verification.violated], options.directory)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from meanfield import experiment
+
+    path, verification = experiment.report(options.directory)
+    print(path)
+    return _complain([v.statement for v in verification.violated], options.directory)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from meanfield import experiment
+
+    lines, equal = experiment.compare(options.first, options.second)
+    print("\n".join(lines) if lines else "equal: every recorded value and the last clouds, bit for bit")
+    return 0 if equal else 1
+
+
+def _backends(options: argparse.Namespace) -> int:
+    from meanfield import selftest
+
+    print(selftest.speeds())
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from meanfield import selftest
+
+    text, passed = selftest.run()
+    print(text)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""From a configuration to a finished run directory: data, network, cloud, flow, records, checks, report.
+
+`build` makes the objects that a configuration names, `run` carries it through; the command line calls both.
+"""
+
+import time as clock
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanfield import config as configuration
+from meanfield import datasets, results, store
+from meanfield.cloud import Cloud, gaussian_cloud
+from meanfield.config import RunConfig
+from meanfield.errors import InputError
+from meanfield.flow import Flow
+from meanfield.objectives import Objective
+from meanfield.risk import Minibatch, Risk
+from meanfield.simulate import load, simulate
+from meanfield.units import Unit
+from meanfield.verify import Verification, verify
+
+GIGABYTE = 1e9
+# Copies of a cloud that a step holds at once: state, reference, noise, and what is being made of them.
+COPIES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """The objects that a configuration names."""
+
+    config: RunConfig
+    data: datasets.Data
+    flow: Flow
+    cloud: Cloud
+
+
+def build(config: RunConfig, backend: str = "auto") -> Experiment:
+    """Return the data, the flow and the starting cloud of a configuration.
+
+    Raises
+    ------
+    InputError
+        If data or numbers are unfit, or the clouds would not fit into memory.
+    """
+    if config.flow.time is None and config.flow.steps is None:
+        raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
+    _check_memory(config)
+    data = datasets.load(config.data)
+    network, chosen = config.network, config.flow
+    unit = Unit(network.activation, bias=network.bias)
+    alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
+    risk = Risk(data.x, data.y, unit, alpha, network.centred, network.loss, backend)
+    objective: Objective = Minibatch(risk, chosen.batch) if chosen.batch else risk
+    flow = Flow(objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable)
+    shape = config.cloud
+    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype)
+    return Experiment(config, data, flow, cloud)
+
+
+def _check_memory(config: RunConfig) -> None:
+    """Refuse clouds that would not fit into the machine's memory, before anything is allocated."""
+    import os
+
+    d = config.data.d or 64
+    size = 8 if config.cloud.dtype == "float64" else 4
+    need = COPIES * config.cloud.replicates * config.cloud.m * (d + 1) * size
+    try:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return
+    if need > have:
+        raise InputError(
+            f"{config.cloud.replicates} clouds of m = {config.cloud.m} particles need about {need / GIGABYTE:.1f} GB, "
+            f"this machine has {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, or "
+            "cloud.dtype = 'float32'"
+        )
+
+
+def is_finished(directory: Path) -> bool:
+    """Return whether a directory holds a finished run."""
+    path = directory / "metadata.json"
+    return path.exists() and store.read_json(path).get("status") == "finished"
+
+
+def claim(config: RunConfig, directory: Path) -> None:
+    """Make a directory this configuration's, or refuse one that belongs to another.
+
+    Raises
+    ------
+    InputError
+        If the directory was made by another configuration, holds something else, or cannot be written to.
+    """
+    path = directory / "config.toml"
+    if path.exists():
+        different = configuration.differences(configuration.load(path), config)
+        if different:
+            raise InputError(
+                f"{directory} was made by another configuration ({'; '.join(different[:3])}"
+                f"{'; ...' if len(different) > 3 else ''}); nothing was overwritten, choose another directory with --out"
+            )
+        return
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file, wanted a directory; choose another with --out")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"{directory} is not empty and is no run directory; choose another with --out")
+    store.prepare(directory)
+    store.write_bytes(path, configuration.dumps(config).encode())
+
+
+def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: bool = False) -> results.Run:
+    """Carry a configuration through: the run goes on where it stopped, and ends with checks and a report.
+
+    Returns
+    -------
+    Run
+        With `verify.json`, `report.html` and `figures/` in its directory.
+    """
+    begin = clock.perf_counter()
+    store.check_writable(directory)
+    experiment = build(config, backend)
+    claim(config, directory)
+    record, test = config.record, experiment.data
+    done = simulate(
+        experiment.flow,
+        experiment.cloud,
+        config.flow.time,
+        steps=config.flow.steps,
+        replicates=config.cloud.replicates,
+        observables=record.observables or None,
+        every=record.every,
+        bounds=record.bounds_every,
+        snapshots=record.snapshots,
+        directory=directory,
+        checkpoint_seconds=config.output.checkpoint_seconds,
+        quiet=quiet,
+        test=None if test.x_test is None or test.y_test is None else (test.x_test, test.y_test),
+        extra={
+            "title": config.output.title or directory.name,
+            "config": configuration.to_dict(config),
+            "data": {"notes": list(experiment.data.notes), "names": list(experiment.data.names)},
+            "backend": experiment.flow.objective.network.engine.name if experiment.flow.objective.network else "",
+            "startup_seconds": round(clock.perf_counter() - begin, 4),
+        },
+    )
+    report(directory, done)
+    return done
+
+
+def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Verification]:
+    """Judge a run, write `verify.json`, the figures and `report.html`; return the page and the verdicts."""
+    from meanfield import report as page
+
+    begin = clock.perf_counter()
+    done = load(directory) if done is None else done
+    verification = verify(done)
+    store.write_json(directory / "verify.json", verification.records())
+    clouds, test = None, None
+    if done.clouds:
+        first = done.clouds[0]
+        clouds = (first.origin(), first.z, first.weights)
+    if "test_prediction" in done.data:
+        test = (done.data.test_label.values, done.data.test_prediction.values.mean(0))
+    config_text = (directory / "config.toml").read_text(encoding="utf-8") if (directory / "config.toml").exists() else ""
+    path = page.write(
+        directory,
+        done.data,
+        config_text=config_text,
+        metadata=done.metadata,
+        verdicts=verification.records(),
+        clouds=clouds,
+        test=test,
+    )
+    _record_report(directory, done, verification, clock.perf_counter() - begin)
+    return path, verification
+
+
+def _record_report(directory: Path, done: results.Run, verification: Verification, seconds: float) -> None:
+    metadata: dict[str, Any] = dict(done.metadata)
+    metadata["timings"] = {**metadata.get("timings", {}), "report": round(seconds, 4)}
+    metadata["violated"] = [v.statement for v in verification.violated]
+    store.write_json(directory / "metadata.json", metadata)
+    done.metadata.update(metadata)
+
+
+def compare(first: Path, second: Path) -> tuple[list[str], bool]:
+    """Return lines that say where two runs differ and by how much, and whether their numbers are equal bit for bit."""
+    a, b = load(first), load(second)
+    lines = []
+    if (first / "config.toml").exists() and (second / "config.toml").exists():
+        lines += configuration.differences(
+            configuration.load(first / "config.toml"), configuration.load(second / "config.toml")
+        )
+    equal = True
+    for name in sorted({*a.data.variables, *b.data.variables}):
+        text = _difference(a.data, b.data, str(name))
+        equal = equal and not text
+        lines += [f"{name}: {text}"] if text else []
+    for index, (x, y) in enumerate(zip(a.clouds, b.clouds, strict=False)):
+        if x.z.shape != y.z.shape or not np.array_equal(x.z, y.z):
+            equal = False
+            gap = f"largest difference {np.abs(x.z - y.z).max():.3g}" if x.z.shape == y.z.shape else "other shapes"
+            lines.append(f"last cloud of replicate {index}: {gap}")
+    if len(a.clouds) != len(b.clouds):
+        equal = False
+        lines.append(f"replicates: {len(a.clouds)} and {len(b.clouds)}")
+    return lines, equal
+
+
+def _difference(a: Any, b: Any, name: str) -> str:
+    """Return how a variable differs between two Datasets, or an empty string."""
+    if name not in a.variables or name not in b.variables:
+        return f"only in the {'first' if name in a.variables else 'second'}"
+    x, y = a[name].values, b[name].values
+    if x.shape != y.shape:
+        return f"shape {x.shape} and {y.shape}"
+    if x.dtype.kind in "fc" and y.dtype.kind in "fc":
+        if np.array_equal(x, y, equal_nan=True):
+            return ""
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(x - y)
+        largest = float(np.nanmax(gap)) if np.isfinite(gap).any() else float("nan")
+        scale = float(np.nanmax(np.abs(x))) if np.isfinite(x).any() else 1.0
+        return f"largest difference {largest:.3g} (largest value {scale:.3g})"
+    return "" if np.array_equal(x, y) else f"{int(np.sum(x != y))} of {x.size} values differ"

@@ -1,0 +1,42 @@
+"""Which statement holds on a run: theorem by theorem, hypothesis, measured, bound, margin, verdict.
+
+Each check is one function of the records that returns `Verdict`s named after the statement it judges; `CHECKS` lists
+them. To add one, write it in `statements` (a statement of a paper) or `certificates` (a check of the program) and name
+it here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from meanfield import certificates, statements
+from meanfield.cloud import Cloud
+from meanfield.verdicts import Verdict, Verification
+
+CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
+    statements.theorem,
+    statements.lemma_5_1,
+    statements.c1,
+    statements.c2,
+    certificates.c0,
+    certificates.c3,
+    certificates.i5,
+    certificates.c4,
+    certificates.i4,
+    certificates.records_agree,
+)
+
+
+def verify(run: Any) -> Verification:
+    """Return the verdict of every statement on a run (a `Run`, or a Dataset of records alone).
+
+    Raises
+    ------
+    InputError
+        If the records lack what every check needs.
+    """
+    data = getattr(run, "data", run)
+    clouds = list(getattr(run, "clouds", []))
+    verdicts: list[Verdict] = []
+    for check in CHECKS:
+        verdicts += check(data, clouds)
+    return Verification(tuple(verdicts))
