@@ -5,7 +5,7 @@ every scheme with an exact Ornstein-Uhlenbeck part), the expected prediction of 
 of (I5), and the moments of the reference's increments (C0). A step is a chain of maps, each with its own rule:
 
     kick     T(z) = z + eps b(z), b = sum_i c_i grad psi_i      K <- K + E[(|Tz|^2 - |z|^2) / (2 s^2) - log det DT]
-    channel  z <- c z + sigma xi,  s'^2 = c^2 s^2 + sigma^2     K <- min(a^2 K, K - (a^-2 - 1)/2 s'^2 I_lb),  a = c s / s'
+    channel  z <- c z + sigma xi,  s'^2 = c^2 s^2 + sigma^2   K <- min(a^2 K, K - (a^-2 - 1)/2 s'^2 I_lb), a = c s / s'
 
 The kick is an exact change of variables where T is injective; the channel is an Ornstein-Uhlenbeck semigroup in the
 coordinates z / s, where relative entropy contracts by a^2 (log-Sobolev) and falls by the integrated Fisher

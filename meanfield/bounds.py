@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import donsker, dual, entropy, noise, ntk, steps, transport
+from meanfield import entropy, noise, ntk, steps, transport
 from meanfield.cloud import Cloud
 from meanfield.estimate import Estimate, mean_estimate, tightest_lower, tightest_upper
 from meanfield.flow import Flow
@@ -168,7 +168,9 @@ def _energy(clouds: Sequence[Cloud], flow: Flow, kl: Estimate) -> Estimate:
     return Estimate(loss.value + flow.lam * kl.value, float(np.hypot(loss.se, flow.lam * kl.se)), kl.source)
 
 
-@observable("point estimate of KL by nearest neighbours, debiased by the reference", unit="nats", costly=True, pooled=True)
+@observable(
+    "point estimate of KL by nearest neighbours, debiased by the reference", unit="nats", costly=True, pooled=True
+)
 def kl_estimate(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return kNN(Z) - kNN(Zbar); shrinks by 5 to 50 % as D goes from 2 to 21, and is no bound."""
     return entropy.knn_estimate(standardised(clouds, flow))

@@ -48,9 +48,7 @@ def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
             with np.errstate(invalid="ignore"):
                 gap = np.where(mean == upper, 0.0, np.abs(mean - upper) / np.maximum(np.abs(mean), 1e-300))
             zeros = 0 * gap
-            out.append(
-                judge("records: account", text, gap, zeros + 1e-6, zeros, data.bound_time.values[made])
-            )
+            out.append(judge("records: account", text, gap, zeros + 1e-6, zeros, data.bound_time.values[made]))
     return out
 
 
@@ -127,13 +125,17 @@ def c4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     times = data.bound_time.values
     factor = readings.factor(data)
     for key, symbol in (("kl", "KL(p_t || p0)"), ("w2", "W2(p_t, p0)"), ("energy", "Q(p_t)")):
-        name, text = f"C4 bracket of {key.upper() if key != 'energy' else 'Q'}", f"lower bound on {symbol} <= upper bound"
+        name, text = (
+            f"C4 bracket of {key.upper() if key != 'energy' else 'Q'}",
+            f"lower bound on {symbol} <= upper bound",
+        )
         missing = missing_variable(data, name, text, f"{key}_lower", f"{key}_upper")
         if missing:
             out.append(missing)
             continue
         lower, upper = data[f"{key}_lower"].values, data[f"{key}_upper"].values
-        error = factor * (np.nan_to_num(data[f"{key}_lower_se"].values) + np.nan_to_num(data[f"{key}_upper_se"].values))
+        both = (data[f"{key}_{side}_se"].values for side in ("lower", "upper"))
+        error = factor * sum(np.nan_to_num(se) for se in both)
         # Brackets may touch: what is judged is whether they cross by more than their errors.
         out.append(judge(name, text, lower - error, upper, 0 * error, times, note="errors on the safe side"))
     out += _account_above(data, factor)
@@ -164,6 +166,7 @@ def _w2_from_kl(data: Any, factor: float) -> list[Verdict]:
 
 
 def i4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the free energy stays below its start."""
     name, text = "(I4) energy", "Q(p_t) = L + lam KL never exceeds Q(p0) = L(p0)"
     missing = missing_variable(data, name, text, "energy_lower", "loss")
     if missing:

@@ -76,9 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="run a configuration; goes on where an interrupted run stopped")
     run.add_argument("config", type=Path, metavar="CONFIG.toml")
-    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/<name of the configuration>)")
+    run.add_argument(
+        "--out", type=Path, metavar="DIR", help="run directory (default: runs/<name of the configuration>)"
+    )
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. flow.lam=0.1")
-    run.add_argument("--backend", default="auto", metavar="NAME", help="where contractions run (see `meanfield backends`)")
+    run.add_argument(
+        "--backend", default="auto", metavar="NAME", help="where contractions run (see `meanfield backends`)"
+    )
     run.add_argument("--threads", type=int, metavar="N", help="threads over blocks of particles (default: every core)")
     run.add_argument("--quiet", action="store_true", help="print errors alone")
     run.add_argument("--show", action="store_true", help="print the resolved configuration and do nothing")

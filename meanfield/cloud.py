@@ -1,4 +1,4 @@
-"""The state: m particles z_j = (theta_j, u_j), frozen, with the coupled reference that measures how far their law moved.
+"""The state: m particles z_j = (theta_j, u_j), frozen, with the coupled reference that shows how far their law moved.
 
 The reference Zbar starts where the cloud starts and gets the same noise, but no loss: its law stays that of the
 start (p0, or N(0, s^2 I) for the Euler schemes, with s^2 known exactly). Differences Z - Zbar carry the signal of the

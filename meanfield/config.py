@@ -292,9 +292,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(
-            f"there is no configuration file '{path}': wanted the path of a TOML file."
-        ) from None
+        raise InputError(f"there is no configuration file '{path}': wanted the path of a TOML file.") from None
     except OSError as error:
         raise InputError(f"the configuration file '{path}' cannot be read: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -334,9 +332,7 @@ def _parse_one(mapping: Mapping[str, Any]) -> RunConfig:
                 raise InputError(_unknown_key(name, key))
     config = RunConfig(**{name: SECTIONS[name](**table) for name, table in mapping.items()})  # type: ignore
     if config.flow.time is None and config.flow.steps is None:
-        raise InputError(
-            "how long to run did not come: wanted flow.time or flow.steps. Type --set flow.time=2."
-        )
+        raise InputError("how long to run did not come: wanted flow.time or flow.steps. Type --set flow.time=2.")
     return config
 
 

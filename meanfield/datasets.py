@@ -62,7 +62,8 @@ def load(config: DataConfig) -> Data:
     InputError
         If the source is unknown, a key is missing or means nothing to it, or its file or numbers are unfit.
     """
-    return SOURCES[config.source](**check(config))
+    arguments = check(config)
+    return SOURCES[config.source](**arguments)
 
 
 def check(config: DataConfig) -> dict[str, Any]:
@@ -81,9 +82,7 @@ def check(config: DataConfig) -> dict[str, Any]:
             )
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in given:
-            raise InputError(
-                f"data.{key} did not come: the source '{config.source}' wants it. Type data.{key} = ..."
-            )
+            raise InputError(f"data.{key} did not come: the source '{config.source}' wants it. Type data.{key} = ...")
     return {key: value for key, value in given.items() if key in parameters}
 
 
@@ -102,9 +101,7 @@ def _source(read: Callable[P, Data]) -> Callable[P, Arrays]:
 
 
 @_source
-def digits(
-    classes: tuple[int, int] = (3, 8), n: int = 100, n_test: int = 0, seed: int = 0, scale: bool = True
-) -> Data:
+def digits(classes: tuple[int, int] = (3, 8), n: int = 100, n_test: int = 0, seed: int = 0, scale: bool = True) -> Data:
     """Return 8 x 8 images of two handwritten digits (scikit-learn); the first class is +1, the second -1.
 
     The rows of both classes are permuted by ``numpy.random.default_rng(seed)``; the first n are taken, the
@@ -125,9 +122,7 @@ def breast_cancer(n: int | None = None, n_test: int = 0, seed: int = 0, scale: b
     bunch = load_breast_cancer()
     y = np.where(bunch.target == 1, 1.0, -1.0)
     notes = ["breast_cancer: benign is +1, malignant is -1"]
-    return _prepare(
-        bunch.data, y, notes, tuple(map(str, bunch.feature_names)), scale, n=n, n_test=n_test, seed=seed
-    )
+    return _prepare(bunch.data, y, notes, tuple(map(str, bunch.feature_names)), scale, n=n, n_test=n_test, seed=seed)
 
 
 @_source
@@ -167,9 +162,7 @@ def sphere(
 
 
 @_source
-def sine(
-    n: int = 200, lags: int = 8, noise: float = 0.1, n_test: int = 0, seed: int = 0, scale: bool = True
-) -> Data:
+def sine(n: int = 200, lags: int = 8, noise: float = 0.1, n_test: int = 0, seed: int = 0, scale: bool = True) -> Data:
     """Return windows of s_t = sin(t/2) + noise xi_t: x holds `lags` values in a row, y is the next one."""
     t = np.arange(n + n_test + lags)
     xi = normals(seed, Stream.DATA, step=0, count=len(t), width=1)[:, 0]
@@ -197,9 +190,7 @@ def csv(
     if lags is not None:
         return _time_series(path, target, columns, lags, scale, n=n, n_test=n_test)
     if target is None:
-        raise InputError(
-            "data.target did not come: the source 'csv' wants the name of the column to predict."
-        )
+        raise InputError("data.target did not come: the source 'csv' wants the name of the column to predict.")
     table = read_csv(path, None if columns is None else (*columns, target))
     if target not in table:
         near = did_you_mean(target, table)
@@ -252,9 +243,7 @@ def mnist(
             "images as labels."
         )
     x, y, note = _two_classes(x.reshape(len(x), -1), targets, classes, "digit")
-    return _prepare(
-        x, y, [f"mnist: {note} in {images.name}"], _pixels(x), scale, n=n, n_test=n_test, seed=seed
-    )
+    return _prepare(x, y, [f"mnist: {note} in {images.name}"], _pixels(x), scale, n=n, n_test=n_test, seed=seed)
 
 
 def _prepare(
@@ -366,9 +355,7 @@ def _idx_pair(path: Path) -> tuple[Path, Path]:
         files = sorted(file for file in path.iterdir() if "images" in file.name and "idx3" in file.name)
         candidates = sorted(files, key=lambda file: not file.name.startswith("train"))
     if not candidates:
-        raise InputError(
-            f"the folder '{path}' has no IDX images: wanted files as train-images-idx3-ubyte.gz."
-        )
+        raise InputError(f"the folder '{path}' has no IDX images: wanted files as train-images-idx3-ubyte.gz.")
     images = candidates[0]
     stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
     names = (stem, f"{stem}.gz")

@@ -54,7 +54,9 @@ def build(config: RunConfig, backend: str = "auto") -> Experiment:
     alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
     risk = Risk(data.x, data.y, unit, alpha, network.centred, network.loss, backend)
     objective: Objective = Minibatch(risk, chosen.batch) if chosen.batch else risk
-    flow = Flow(objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable)
+    flow = Flow(
+        objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable
+    )
     shape = config.cloud
     cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype)
     return Experiment(config, data, flow, cloud)
@@ -163,7 +165,9 @@ def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Veri
         clouds = (first.origin(), first.z, first.weights)
     if "test_prediction" in done.data:
         test = (done.data.test_label.values, done.data.test_prediction.values.mean(0))
-    config_text = (directory / "config.toml").read_text(encoding="utf-8") if (directory / "config.toml").exists() else ""
+    config_text = (
+        (directory / "config.toml").read_text(encoding="utf-8") if (directory / "config.toml").exists() else ""
+    )
     path = page.write(
         directory,
         done.data,

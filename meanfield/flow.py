@@ -69,11 +69,13 @@ class Flow:
 
     def __post_init__(self) -> None:
         if not isinstance(self.objective, Objective):
-            raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {type(self.objective).__name__}")
+            came = type(self.objective).__name__
+            raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {came}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise InputError(f"lam must be finite and at least 0, got {self.lam!r}")
         if self.train not in TRAIN:
-            raise InputError(f"train must be 'both', 'u' or 'theta', got {self.train!r}.{did_you_mean(self.train, TRAIN)}")
+            near = did_you_mean(self.train, TRAIN)
+            raise InputError(f"train must be 'both', 'u' or 'theta', got {self.train!r}.{near}")
         if self.scheme != AUTO and self.scheme not in SCHEMES:
             known = ", ".join(SCHEMES)
             raise InputError(
@@ -100,7 +102,7 @@ class Flow:
         return Dynamics(self.objective, self.method, float(self.lam), self.decay, self.train, keeps)
 
     def accounts(self, cloud: Cloud) -> bool:
-        """Return whether steps from this cloud keep an account: the objective is a network, the cloud has a reference."""
+        """Return whether steps keep an account: the objective is a network, the cloud has a reference."""
         return self.dynamics.account and cloud.reference is not None
 
     @parallel.serial_blas
@@ -149,8 +151,8 @@ class Flow:
     def propose(self, clouds: Sequence[Cloud]) -> float:
         """Return the length of the next step for replicates that step together.
 
-        Explicit schemes take half the stability limit. The kernel schemes start at 0.25 / (kappa lambda_max(H)), grow by
-        1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05, lam eta / std^2 at most 0.1, and every kick
+        Explicit schemes take half the stability limit. The kernel schemes start at 0.25 / (kappa lambda_max(H)), grow
+        by 1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05, lam eta / std^2 at most 0.1, and every kick
         injective for |u| up to 8 standard deviations (or beyond the farthest particle).
         """
         if callable(self.eta):

@@ -152,7 +152,4 @@ def _same_line(x: np.ndarray) -> list[tuple[int, int]]:
     order = np.argsort(np.abs(projection), kind="stable")
     distance = np.linalg.norm(np.diff(unit[order], axis=0), axis=1)
     near = np.flatnonzero(distance <= SAME_DIRECTION)
-    return [
-        (int(min(pair)), int(max(pair)))
-        for pair in zip(rows[order[near]], rows[order[near + 1]], strict=True)
-    ]
+    return [(int(min(pair)), int(max(pair))) for pair in zip(rows[order[near]], rows[order[near + 1]], strict=True)]

@@ -61,7 +61,7 @@ class Objective:
         return self
 
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
-        """Return the particles moved along the drift for a length eps (`residual`: the frozen r, where there is one)."""
+        """Return the particles moved along the drift for a length eps (`residual`: the frozen r, if there is one)."""
         drift = -self.gradient(cloud)
         if train == "u":
             drift[:, :-1] = 0

@@ -41,7 +41,7 @@ class Panel:
 
     def missing(self, data: Any, **material: Any) -> str:
         """Return why the figure cannot be drawn, one sentence, or an empty string."""
-        absent = [name for name in self.needs if name not in data or not readings.recorded(data, name)]
+        absent = [name for name in self.needs if not readings.recorded(data, name)]
         if absent:
             return f"The figure '{self.name}' is left out: the run did not record {', '.join(absent)}."
         if self.material and material.get(self.material) is None:

@@ -15,7 +15,7 @@ from typing import Any
 from meanfield.errors import InputError
 
 # A block of activations (block x n doubles) should stay within a core's second-level cache.
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 16
 LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
 

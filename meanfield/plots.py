@@ -92,7 +92,7 @@ def _bracket(data: Any, ax: Any, name: str, symbol: str, colour: str) -> str:
 
 @panel("kl_lower", "kl_upper")
 def kl(data: Any, ax: Any) -> str:
-    """Relative entropy KL(p_t ‖ p₀) in nats: the truth lies in the dark band, up to errors.
+    """Relative entropy KL(pₜ ‖ p₀) in nats: the truth lies in the dark band, up to errors.
 
     Lighter bands are the standard errors over replicates, taken to the safe side by the Student factor;
     markers name the candidate that won. Upper: discrete account of the steps (log-Sobolev contraction of
@@ -115,7 +115,7 @@ def kl(data: Any, ax: Any) -> str:
 
 @panel("w2_lower", "w2_upper")
 def w2(data: Any, ax: Any) -> str:
-    """Wasserstein distance W₂(p_t, p₀) in units of the parameters: the truth lies in the dark band.
+    """Wasserstein distance W₂(pₜ, p₀) in units of the parameters: the truth lies in the dark band.
 
     Upper: distance to the coupled reference (same start, same noise, no loss), or Talagrand's inequality
     √(2 KL); lower: Gelbrich's bound from the first two moments [Gelbrich90], or a Kantorovich dual
@@ -151,7 +151,7 @@ def w2(data: Any, ax: Any) -> str:
 
 @panel("travelled", "w2_lower", "w2_upper")
 def travel(data: Any, ax: Any) -> str:
-    """How far single particles travel, √E|Z_t − Z_0|², against how far their law moves, W₂(p_t, p₀).
+    """How far single particles travel, √E|Zₜ − Z₀|², against how far their law moves, W₂(pₜ, p₀).
 
     The dashed curve √(2D(1 − e^(−λt))) is what decay and noise alone do to a particle whose law stays p₀:
     there the law moves by exactly 0. That particles travel far while the law hardly moves is why the kernel
@@ -196,7 +196,7 @@ def travel(data: Any, ax: Any) -> str:
 
 @panel("ntk_eigenvalue_min")
 def kernel(data: Any, ax: Any) -> str:
-    """Smallest eigenvalue of the tangent kernel H(p_t): every replicate (thin) and their mean.
+    """Smallest eigenvalue of the tangent kernel H(pₜ): every replicate (thin) and their mean.
 
     Λ is its value at p₀ (closed form or Mehler series). Lemma 5.1 of [CCGZ20] and certificate C1 ask for at
     least Λ/2. H is measured centred, as its value at p₀ plus the mean change against the coupled reference;
@@ -239,6 +239,9 @@ def cloud(data: Any, ax: Any, clouds: Any) -> str:
     levels = np.array([0.25, 0.5, 0.75]) * top
     ax.contour(grid, grid, change.T, levels=levels, colors=ORANGE, linewidths=1.1, linestyles="solid")
     ax.contour(grid, grid, change.T, levels=-levels[::-1], colors=BLUE, linewidths=1.1, linestyles="dashed")
+    for sign, where in (("+", change.argmax()), ("−", change.argmin())):
+        row, column = np.unravel_index(where, change.shape)
+        ax.text(grid[row], grid[column], sign, color="white", fontsize=15, fontweight="bold", ha="center", va="center")
     from matplotlib.lines import Line2D
 
     handles = [

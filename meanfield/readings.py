@@ -54,11 +54,14 @@ class CloudPicture(NamedTuple):
 
 
 def recorded(data: Any, name: str) -> bool:
-    """Return whether a variable is there and holds something (text counts, NaN does not)."""
-    if name not in data or data[name].size == 0:
+    """Return whether a variable holds something after time 0 (text counts, NaN does not)."""
+    if name not in data:
         return False
-    values = data[name].values
-    return values.dtype.kind not in "fc" or bool(np.isfinite(values).any())
+    variable = data[name]
+    for when in {"time", "bound_time"} & set(variable.dims):
+        variable = variable.isel({when: np.flatnonzero(data[when].values > 0)})
+    values = variable.values
+    return values.size > 0 and (values.dtype.kind not in "fc" or bool(np.isfinite(values).any()))
 
 
 def factor(data: Any) -> float:

@@ -30,6 +30,8 @@ REFERENCES = {
     "vector. Probl. Inf. Transm. 23, 1987.",
 }
 
+EQUATION = "dz = − (2α/n) Σᵢ rᵢ ∇ψ(z, xᵢ) dt − λ z dt + √(2λ) dW,   r = f − y,   f(x) = α E ψ(z, x)"
+WORDS = {"holds": "hold"}
 SIGNS = {"holds": "✓", "violated": "✗", "inconclusive": "?", "not applicable": "–", "error": "!"}
 
 STYLE = """
@@ -45,6 +47,7 @@ h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; padding-bottom: .3rem; border-b
 p { margin: .6rem 0; max-width: 52rem; }
 a { color: var(--link); text-decoration: none; }
 .soft, figcaption, .note { color: var(--soft); }
+.equation { font: italic 1.08rem/1.6 Georgia, "Times New Roman", serif; max-width: none; white-space: pre-wrap; }
 .facts { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.4rem 0; }
 .facts div { flex: 1 1 12rem; padding: .7rem .9rem; background: var(--shade); border-radius: 6px; }
 .facts b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -68,9 +71,9 @@ figcaption { font-size: .83rem; line-height: 1.45; margin-top: .5rem; }
 pre { margin: 0; padding: .9rem 1rem; background: var(--shade); border-radius: 6px; overflow-x: auto;
   font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { :root { --ink: #000; --soft: #444; --page: #fff; --line: #ccc; --shade: #f4f4f4; --good: #17703a;
-  --bad: #b3261e; --doubt: #8a5a00; --link: #000; } body { font-size: 11px; padding: 0; max-width: none; }
+  --bad: #b3261e; --doubt: #8a5a00; --link: #000; } html { font-size: 11px; } body { font-size: 1rem; padding: 0; max-width: none; }
   pre { white-space: pre-wrap; } tr { break-inside: avoid; } h2 { break-after: avoid; }
-  .figures { grid-template-columns: 1fr 1fr; } }
+  .figures { grid-template-columns: 1fr 1fr; gap: 1.4rem; } .columns { grid-template-columns: 3fr 2fr; } }
 """
 
 
@@ -157,13 +160,19 @@ def _head(data: Any, metadata: Mapping[str, Any], verdicts: Sequence[Mapping[str
     title = _text(a.get("title", "A run of meanfield"))
     status = f"{metadata.get('status', a.get('status', 'unknown'))}"
     message = f": {metadata['message']}" if metadata.get("message") else ""
-    out = [f"<header><h1>{title}</h1>", f'<p class="soft">{_text(_setting(a))}</p></header>']
+    out = [
+        f"<header><h1>{title}</h1>",
+        f'<p class="soft">{_text(_setting(a))}</p>',
+        f'<p class="equation">{EQUATION}</p></header>',
+    ]
     if status != "finished":
         out.append(f'<p class="alarm"><b>This run is not finished.</b> {_text(status + message)}</p>')
     wrong = [v["statement"] for v in verdicts if v["verdict"] in ("violated", "error")]
     if wrong:
         names = ", ".join(dict.fromkeys(wrong))
-        out.append(f'<p class="alarm"><b>Violated:</b> {_text(names)}. Do not use the numbers below.</p>')
+        out.append(
+            f'<p class="alarm"><b>Violated:</b> {_text(names)}. Read those lines before using any number below.</p>'
+        )
     out.append(f"<p>{_text(summary(data, verdicts))}</p>")
     facts = "".join(f"<div><b>{_text(v)}</b><span>{_text(k)}</span></div>" for k, v in _facts(data))
     return "\n".join([*out, f'<section class="facts">{facts}</section>' if facts else ""])
@@ -190,7 +199,7 @@ def summary(data: Any, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         when = number(data.time.values[-1])
         out.append(f"By time {when} of equation (3.4) the loss goes from {number(ends[0])} to {number(ends[-1])}.")
     brackets = []
-    for name, symbol, unit in (("w2", "W₂(p_t, p₀)", ""), ("kl", "KL(p_t ‖ p₀)", " nats")):
+    for name, symbol, unit in (("w2", "W₂(pₜ, p₀)", ""), ("kl", "KL(pₜ ‖ p₀)", " nats")):
         if all(readings.recorded(data, f"{name}_{side}") for side in ("lower", "upper")):
             low, high = (readings.last(data, f"{name}_{side}") for side in ("lower", "upper"))
             brackets.append(f"{symbol} is between {low} and {high}{unit}")
@@ -206,8 +215,8 @@ def summary(data: Any, verdicts: Sequence[Mapping[str, Any]] = ()) -> str:
         out.append(f"The smallest NTK eigenvalue stays at or above {number(lowest)} (Λ = {number(Lambda)} at p₀).")
     if verdicts:
         counts = [(sum(v["verdict"] == kind for v in verdicts), kind) for kind in SIGNS]
-        said = ", ".join(f"{count} {kind}" for count, kind in counts if count)
-        out.append(f"Of {len(verdicts)} statements checked: {said}.")
+        said = ", ".join(f"{count} {WORDS.get(kind, kind)}" for count, kind in counts if count)
+        out.append(f"Statements checked: {said}.")
     return " ".join(out)
 
 
@@ -221,7 +230,7 @@ def _facts(data: Any) -> list[tuple[str, str]]:
             out.append((what, f"{number(low)} – {number(high)}"))
     if readings.recorded(data, "ntk_eigenvalue_min"):
         share = float(data.ntk_eigenvalue_min.values.mean(0).min()) / readings.Lambda(data)
-        out.append(("of Λ kept by the NTK", f"{number(100 * share)} %"))
+        out.append(("of Λ kept by the NTK", f"{number(100 * share, 2)} %"))
     return out
 
 
@@ -269,6 +278,7 @@ def _figures(pictures: Mapping[str, bytes], left_out: Sequence[str]) -> str:
 
 def _setup(config_text: str, metadata: Mapping[str, Any]) -> str:
     tables = [
+        _notes("Data", metadata.get("data", {}).get("notes", [])),
         _pairs("Timings, seconds", metadata.get("timings", {})),
         _pairs("Versions", metadata.get("versions", {})),
         _pairs("Machine", metadata.get("machine", {})),
@@ -276,6 +286,12 @@ def _setup(config_text: str, metadata: Mapping[str, Any]) -> str:
     ]
     left = f"<div><h2>Configuration</h2><pre>{_text(config_text.strip())}</pre></div>"
     return f'<div class="columns">{left}<div>{"".join(tables)}</div></div>'
+
+
+def _notes(title: str, sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    return f"<h2>{title}</h2>" + "".join(f'<p class="note">{_text(sentence)}</p>' for sentence in sentences)
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> str:

@@ -117,7 +117,8 @@ class Run:
             key = f"{name}_{side}"
             if key not in d:
                 continue
-            ends.append(f"{side} {float(d[key][-1]):.4g} +- {float(d[key + '_se'][-1]):.2g} ({d[key + '_source'].values[-1]})")
+            source = d[f"{key}_source"].values[-1]
+            ends.append(f"{side} {float(d[key][-1]):.4g} +- {float(d[key + '_se'][-1]):.2g} ({source})")
         return f"{label}: " + ", ".join(ends) + unit
 
     def __repr__(self) -> str:

@@ -100,7 +100,7 @@ class Risk(Objective):
 
     @property
     def network(self) -> "Risk":
-        """This risk."""
+        """The risk itself."""
         return self
 
     # Measurements -----------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Risk(Objective):
     ) -> Measurement:
         """Return the sums over the cloud (see `backends.reference.measure`), remembered while the cloud lives."""
         memo = self._memo.setdefault(cloud, {})
-        for (t, g, v), found in memo.items():
+        for (t, g, v), found in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)):
             if t == train and g in (True, gram) and variance in (None, v):
                 return found
         found = self.engine.measure(
@@ -125,12 +125,19 @@ class Risk(Objective):
             self._memo[cloud] = self._memo[twin]
 
     def prediction(self, cloud: Cloud, measured: Measurement | None = None) -> Array:
-        """Return f, shape (n,)."""
+        """Return f, shape (n,), from what was measured of the cloud if anything was.
+
+        Both ways give the same bits (a test says so), so that what is remembered never changes a run.
+        """
+        memo = self._memo.setdefault(cloud, {})
         if measured is None:
-            # Not taken from what is remembered: the same numbers must come out after a restart.
-            return self.predict(cloud, self.x)
-        psi = measured.psi - measured.psi_reference if self._centres(cloud) else measured.psi
-        return self.alpha * psi
+            measured = next((m for m in memo.values() if isinstance(m, Measurement)), None)
+        if measured is not None:
+            psi = measured.psi - measured.psi_reference if self._centres(cloud) else measured.psi
+            return self.alpha * psi
+        if "prediction" not in memo:
+            memo["prediction"] = self.predict(cloud, self.x)
+        return memo["prediction"]
 
     def predict(self, cloud: Cloud, x: Array) -> Array:
         """Return f at other inputs x (k, d): shape (k,)."""
@@ -325,7 +332,7 @@ class Minibatch(Objective):
         return out
 
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
-        """Return the particles moved along the batch's drift (over the batch alone, unless the account asks for all)."""
+        """Return the particles moved along the batch's drift (over the batch alone unless the account asks for all)."""
         if options.get("account"):
             return self.risk.kick(cloud, residual, eps, train, **options)
         return self.on(self.batch(cloud)).kick(cloud, None, eps, train, **options)

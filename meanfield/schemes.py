@@ -91,7 +91,8 @@ def plan(scheme: Scheme, eta: float, lam: float, decay: float, m: int, variance:
         c, sigma2, length = 1 - rate * eta, 2 * lam * eta, share * eta
         if c <= 0:
             raise InputError(
-                f"eta * lam = {rate * eta:.3g} makes the decay of an Euler step overshoot; take eta below {1 / rate:.3g}"
+                f"eta * lam = {rate * eta:.3g} makes the decay of an Euler step overshoot; "
+                f"take eta below {1 / rate:.3g}"
             )
     channel = Channel(c, math.sqrt(sigma2), variance)
     if scheme.explicit:

@@ -217,7 +217,8 @@ class _Loop:
         try:
             while self.state.time < self.plan.end:
                 if caught:
-                    raise Interrupted(f"stopped by signal {caught[0]} at time {self.state.time:.6g}; run again to go on")
+                    now = f"{self.state.time:.6g}"
+                    raise Interrupted(f"stopped by signal {caught[0]} at time {now}; run again to go on")
                 with self.state.timed("steps"):
                     self.step()
                 self.record()

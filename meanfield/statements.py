@@ -36,6 +36,7 @@ def _hypothesis(data: Any) -> str:
 
 
 def theorem(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge Theorem 4.4: its hypothesis, and its a-priori bounds on loss and KL."""
     a, reason = data.attrs, _hypothesis(data)
     text = "alpha is at least the threshold (4.1), with the explicit radius R"
     if reason:
@@ -74,6 +75,7 @@ def _apriori(data: Any, met: bool, symbols: tuple) -> list[Verdict]:
 
 
 def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge Lemma 5.1 with explicit constants: the smallest eigenvalue within R, and every entry of H."""
     name, text = "Lemma 5.1", "lambda_min(H(p_t)) >= Lambda / 2 wherever W2(p_t, p0) <= R (explicit)"
     reason = _hypothesis(data)
     missing = missing_variable(data, name, text, "w2_upper", "ntk_eigenvalue_min")
@@ -102,6 +104,7 @@ def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 
 
 def c1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge C1: the measured smallest eigenvalue keeps half of its start."""
     name, text = "C1", "measured lambda_min(H(p_t)) >= Lambda / 2"
     missing = missing_variable(data, name, text, "ntk_eigenvalue_min")
     if missing:
@@ -114,6 +117,7 @@ def c1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 
 
 def c2(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge C2: the loss stays below the certificate from measured quantities."""
     name, text = "C2 (replaces Lemma 5.2)", "L(p_t) <= certificate from the measured lambda_min(H) and e"
     certificate = readings.loss_certificate(data)
     if certificate is None or data.attrs.get("loss_function", "square") != "square":

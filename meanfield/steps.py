@@ -108,9 +108,7 @@ def _midpoint_drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
     blocks = -(-cloud.dimension // (2 if cloud.z.dtype == np.float64 else 4))
     shared = whole.sigma * c / (1 + c * c)
     noise = shared * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
-    noise += sigma / math.sqrt(1 + c * c) * cloud_noise(
-        cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks
-    )
+    noise += sigma / math.sqrt(1 + c * c) * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks)
     columns = trained(dynamics.train)
     middle = cloud.replace(
         z=_linear(z, c, noise, columns),

@@ -211,7 +211,7 @@ def kl_bound(alpha: float, lam: float, Lambda: float, n: int, d: int, G: float) 
 def talagrand(KL: ArrayLike, printed: bool = False) -> Array:
     """Return the bound of Lemma 5.4 on W2(p, N(0, I)): sqrt(2 KL), or 2 sqrt(KL) as printed [CCGZ20].
 
-    Both are right; the first is Talagrand's inequality with its sharp constant, the second is sqrt(2) looser.
+    Both are right; the first is the sharp inequality of [Talagrand96], the second sqrt(2) times looser.
     """
     _not_negative(KL=KL)
     return np.sqrt((4.0 if printed else 2.0) * np.asarray(KL, dtype=np.float64))

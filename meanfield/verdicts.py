@@ -62,7 +62,9 @@ class Verification:
         widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
 
         def line(cells: Sequence[str]) -> str:
-            return "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            padded = [c.ljust(w) for c, w in zip(cells[:2], widths[:2], strict=True)]
+            padded += [c.rjust(w) for c, w in zip(cells[2:], widths[2:], strict=True)]
+            return "  ".join(padded)
 
         out = [line(head), "  ".join("-" * w for w in widths)]
         for v, row in zip(self.verdicts, rows, strict=True):
@@ -107,15 +109,14 @@ def judge(
         verdict = VIOLATED
         worst = int(np.nanargmin(np.where(usable, gap + error, np.inf)))
     side = gap[worst] + error[worst] if verdict == VIOLATED else gap[worst] - error[worst]
-    return Verdict(
-        statement, description, verdict, float(measured[worst]), float(bound[worst]), float(side), float(times[worst]), note
-    )
+    numbers = (float(v[worst]) for v in (measured, bound))
+    return Verdict(statement, description, verdict, *numbers, float(side), float(times[worst]), note)
 
 
 def surprise(
     statement: str, description: str, score: Array, times: Array, limits: tuple[float, float], note: str = ""
 ) -> Verdict:
-    """Return the verdict on a statistic that should be small: inconclusive above one limit, violated above the other."""
+    """Return the verdict on a statistic that should be small: two limits part holds, inconclusive, violated."""
     score, times = np.atleast_1d(score), np.atleast_1d(times)
     worst = int(np.nanargmax(score))
     value = float(score[worst])
@@ -124,6 +125,7 @@ def surprise(
 
 
 def normal_limits() -> tuple[float, float]:
+    """Return the two limits on the size of a standard normal: once in a thousand and in a million runs."""
     from scipy.special import ndtri
 
     return float(-ndtri(DOUBT / 2)), float(-ndtri(SURPRISE / 2))
@@ -139,6 +141,7 @@ def replicate_mean(data: Any, name: str) -> tuple[Array, Array]:
 
 
 def missing_variable(data: Any, statement: str, description: str, *names: str) -> Verdict | None:
+    """Return a verdict of not applicable if a variable was not recorded, else None."""
     absent = [name for name in names if name not in data]
     if absent:
         note = f"{', '.join(absent)} not recorded (metadata.json says why)"

@@ -82,7 +82,7 @@ def clouds(m=4000, D=11):
     return start, end, None
 
 
-def test_set(n=60):
+def held_out(n=60):
     """Return labels and predictions of data that were not trained on."""
     rng = np.random.default_rng(2)
     label = np.where(rng.uniform(size=n) > 0.5, 1.0, -1.0)

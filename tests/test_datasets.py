@@ -271,10 +271,9 @@ def test_files_that_are_not_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.eye(2))
     for name, raw in (("cut.npz", content[: len(content) // 2]), ("text.npz", b"x, y"), ("none.npz", b"")):
         (tmp_path / name).write_bytes(raw)
-        with pytest.raises(InputError):
+    for name in ("cut.npz", "text.npz", "none.npz", "one.npy"):
+        with pytest.raises(InputError, match="not an npz file"):
             datasets.npz(tmp_path / name)
-    with pytest.raises(InputError, match="holds one array"):
-        datasets.npz(tmp_path / "one.npy")
 
 
 def test_mnist_files(images: Path) -> None:

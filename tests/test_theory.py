@@ -48,9 +48,7 @@ def test_theorem_is_the_square_of_the_lemma():
     symbols = dict(alpha=10.0, lam=1e-4, Lambda=P1_LAMBDA, n=2, d=1, G=max(ERF))
     t = np.linspace(0, 20, 30)
     assert np.all(theory.loss_bound(t, **symbols) >= theory.root_loss_bound(t, **symbols) ** 2)
-    assert theory.loss_bound(t, **symbols)[-1] == pytest.approx(
-        2 * theory.loss_floor(**symbols) ** 2, rel=1e-3
-    )
+    assert theory.loss_bound(t, **symbols)[-1] == pytest.approx(2 * theory.loss_floor(**symbols) ** 2, rel=1e-3)
 
 
 def test_threshold_closes_the_chain():
