@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import entropy, noise, ntk, steps, transport
+from meanfield import donsker, dual, entropy, noise, ntk, steps, transport
 from meanfield.cloud import Cloud
-from meanfield.estimate import Estimate, mean_estimate, tightest_lower, tightest_upper
+from meanfield.estimate import Estimate, mean_estimate, student_factor, tightest_lower, tightest_upper
 from meanfield.flow import Flow
 from meanfield.noise import Stream
 from meanfield.observables import Unavailable, account_bound, coupled, cross_product, loss_unbiased, network, observable
@@ -55,10 +55,24 @@ def inputs(clouds: Sequence[Cloud], flow: Flow) -> Array:
     return network(flow).inputs * clouds[0].start_std
 
 
-def probes(clouds: Sequence[Cloud]) -> Array:
-    """Return samples of N(0, I), shape (PROBES, D), from their own stream: the same at every record of a run."""
+def probes(clouds: Sequence[Cloud], flow: Flow) -> Array:
+    """Return samples of N(0, I), shape (PROBES, D), from their own stream: drawn once, the same at every record."""
     cloud = clouds[0]
-    return noise.normals(cloud.seed, Stream.PROBE, step=0, count=PROBES, width=cloud.dimension)
+    return remembered(
+        flow,
+        f"probes {cloud.seed} {cloud.dimension}",
+        lambda: noise.normals(cloud.seed, Stream.PROBE, step=0, count=PROBES, width=cloud.dimension),
+    )
+
+
+def features(clouds: Sequence[Cloud], flow: Flow) -> donsker.ProbeFeatures:
+    """Return the directions of Donsker and Varadhan's tilts at the probes, made once."""
+    cloud = clouds[0]
+    return remembered(
+        flow,
+        f"features {cloud.seed} {cloud.dimension} {cloud.start_std}",
+        lambda: donsker.probe_features(probes(clouds, flow), inputs(clouds, flow), network(flow).unit.h),
+    )
 
 
 @observable("lower bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
@@ -71,10 +85,12 @@ def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs)]
     if _is_network(flow):
-        found = _dual(clouds, flow, pairs)
+        risk = network(flow)
+        start = risk.gram_start(clouds[0].start_std)
+        found = dual.dual_lower(pairs, inputs(clouds, flow), risk.unit.h, probes(clouds, flow), start)
         candidates += [] if found is None else [found]
-    best = transport.root(tightest_lower(candidates, len(clouds)))
-    return _scaled(best, clouds[0].start_std)
+    best = tightest_lower(candidates, len(clouds))
+    return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
 
 
 @observable("upper bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
@@ -86,8 +102,8 @@ def w2_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
         candidates.append(Estimate(2 * kl.value, 2 * kl.se, f"talagrand({kl.source})"))
     except Unavailable:
         pass
-    best = transport.root(tightest_upper(candidates, len(clouds)))
-    return _scaled(best, clouds[0].start_std)
+    best = tightest_upper(candidates, len(clouds))
+    return _scaled(transport.root(best, student_factor(len(clouds)), 1), clouds[0].start_std)
 
 
 @observable("lower bound on KL(p_t || p0)", unit="nats", costly=True, pooled=True)
@@ -104,8 +120,7 @@ def _kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     half = 0.5 * (w2.value / std) ** 2
     candidates.append(Estimate(half, w2.value * w2.se / std**2, f"talagrand({w2.source})"))
     if _is_network(flow):
-        found = _donsker_varadhan(clouds, flow, pairs)
-        candidates += [] if found is None else [found]
+        candidates.append(donsker.donsker_varadhan(pairs, features(clouds, flow)))
     best = tightest_lower(candidates, len(clouds))
     return best._replace(value=max(best.value, 0.0))
 
@@ -173,6 +188,8 @@ def _energy(clouds: Sequence[Cloud], flow: Flow, kl: Estimate) -> Estimate:
 )
 def kl_estimate(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return kNN(Z) - kNN(Zbar); shrinks by 5 to 50 % as D goes from 2 to 21, and is no bound."""
+    if clouds[0].weights is not None:
+        raise Unavailable("the nearest-neighbour estimate takes particles of equal mass")
     return entropy.knn_estimate(standardised(clouds, flow))
 
 

@@ -67,9 +67,14 @@ def validate(x: Any, y: Any) -> tuple[str, ...]:
             f"all {len(y)} labels are {y[0]:+g}, one class only: wanted both +1 and -1. Take more rows or "
             "other classes."
         )
+    return doubts(x)
+
+
+def doubts(x: np.ndarray) -> tuple[str, ...]:
+    """Return, and warn of, what makes Lambda = 0: inputs that are zero, equal or parallel; O(n d log n)."""
     notes = tuple(note for find in (_zero, _equal, _parallel) for note in find(x))
     for note in notes:
-        warnings.warn(note, UserWarning, stacklevel=2)
+        warnings.warn(note, UserWarning, stacklevel=3)
     return notes
 
 

@@ -10,16 +10,13 @@ many neurons also have a `tangent`, (r, H, e), with which the kernel schemes sol
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from meanfield.backends import Moved
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError
-
-if TYPE_CHECKING:
-    from meanfield.risk import Risk
 
 Array = np.ndarray
 Tangent = tuple[Array, Array, Array]
@@ -51,8 +48,8 @@ class Objective:
         return 0.0
 
     @property
-    def network(self) -> "Risk | None":
-        """The risk whose neurons span the drift, so that the KL account can be kept; None elsewhere."""
+    def network(self) -> Any:
+        """The `risk.Risk` whose neurons span the drift, so that the KL account can be kept; None elsewhere."""
         return None
 
     @property

@@ -84,6 +84,8 @@ def _bracket(data: Any, ax: Any, name: str, symbol: str, colour: str) -> str:
         ax.plot(b.t, np.where(values > 0, values, np.nan), color=colour, lw=1.3)
         for k, source in enumerate(dict.fromkeys(sources)):
             here = (np.asarray(sources) == source) & (values > 0)
+            if not here.any():
+                continue
             mark = {"marker": MARKERS[k % len(MARKERS)], "mfc": face, "mec": colour, "ls": "none"}
             ax.plot(b.t[here], values[here], label=f"{side}: {source}", **mark)
     _time_axis(ax, b.t)
@@ -271,6 +273,8 @@ def predictions(data: Any, ax: Any, test: Any = None) -> str:
     everywhere.
     """
     y, f = data.label.values, data.prediction.values[:, -1]
+    if test is None and "test_prediction" in data:
+        test = data.test_label.values, data.test_prediction.values.mean(0)
     ax.axvline(0, color=GREY, lw=0.8)
     if set(np.unique(y)) <= {-1.0, 1.0}:
         return _classes(ax, y, f.mean(0), test)
@@ -316,7 +320,7 @@ def _regression(ax: Any, y: np.ndarray, f: np.ndarray, test: Any) -> str:
     ax.set(xlabel=r"label $y_i$", ylabel=r"network output $f(x_i)$ at the end")
     ax.legend(loc="upper left")
     share = 1 - float(np.mean((y - mean) ** 2)) / (float(np.mean(y**2)) or 1.0)
-    return f"The network reproduces {number(100 * share)} % of the labels' mean square"
+    return f"The network reproduces {number(100 * share, 2)} % of the labels' mean square"
 
 
 def summary(data: Any, clouds: Any = None, test: Any = None) -> Any:

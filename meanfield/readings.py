@@ -34,7 +34,7 @@ class Bracket(NamedTuple):
             return f"The bounds on {symbol} contradict each other at t = {number(where)}"
         end = f"at t = {number(self.t[-1])}"
         if not self.lower[-1] > 0:
-            return f"{symbol} is at most {number(self.upper[-1])} {end}"
+            return f"{symbol} is at most {number(self.safe_upper[-1])} {end}, its errors included"
         ratio = self.upper[-1] / self.lower[-1]
         if ratio < 1:
             return f"{symbol} is {number(self.upper[-1])} {end}, to within its standard errors"

@@ -71,7 +71,8 @@ figcaption { font-size: .83rem; line-height: 1.45; margin-top: .5rem; }
 pre { margin: 0; padding: .9rem 1rem; background: var(--shade); border-radius: 6px; overflow-x: auto;
   font: .8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 @media print { :root { --ink: #000; --soft: #444; --page: #fff; --line: #ccc; --shade: #f4f4f4; --good: #17703a;
-  --bad: #b3261e; --doubt: #8a5a00; --link: #000; } html { font-size: 11px; } body { font-size: 1rem; padding: 0; max-width: none; }
+  --bad: #b3261e; --doubt: #8a5a00; --link: #000; } html { font-size: 11px; }
+  body { font-size: 1rem; padding: 0; max-width: none; }
   pre { white-space: pre-wrap; } tr { break-inside: avoid; } h2 { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1.4rem; } .columns { grid-template-columns: 3fr 2fr; } }
 """

@@ -97,6 +97,9 @@ def judge(
     error = np.broadcast_to(np.nan_to_num(np.asarray(error, dtype=np.float64), posinf=0.0), measured.shape)
     gap = measured - bound if lower else bound - measured
     usable = ~np.isnan(gap)
+    # At the start both sides are often equal by definition, which says nothing where later times do.
+    trivial = (times == 0) & (measured == bound)
+    usable = usable & ~trivial if (usable & ~trivial).any() else usable
     if not usable.any():
         return Verdict(statement, description, NOT_APPLICABLE, note=note or "nothing to judge was recorded")
     # Rounding is no violation where both sides agree to the last digits.

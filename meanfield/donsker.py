@@ -1,0 +1,425 @@
+"""Donsker and Varadhan's lower bound on KL(p || p0), with the tilts that a network can make.
+
+For every function phi, KL(p || p0) >= E_p phi - log E_p0 e^phi [DonskerVaradhan75]. Here z = (theta, u) and
+
+    phi = tau u g(theta) - omega g(theta)^2 / 2 + (1 - tau^2)(u^2 - 1) / 2,     g in span{h(w_i), w_i h'(w_i)},
+
+w_i = theta . x_i. Gibbs laws are phi = u g; a network of which only u was trained has omega = 1 (its theta is still
+Gaussian); in between omega = 1/2 is better than both. Under p0 the integral over u is known,
+
+    log E_p0 e^phi = log E_theta e^{(1 - omega) g^2 / 2} - log tau - (1 - tau^2) / 2,
+
+so that only an average over theta is left to sampling, over `ProbeFeatures` drawn once a run. Any g, tau, omega give a
+valid bound; they are fitted on one half of the replicates and of the probes and measured on the other half, so that
+choosing them costs no validity. Safety of the measurement, on top of its standard error:
+
+- g is clipped at the level where e^{(1 - omega) g^2 / 2} is a hundredth of the number of probes. The clipped tilt is a
+  tilt like any other, and no single probe can carry more than a hundredth of the mean: the variance of the
+  normaliser is finite and its error bar means something, whatever the tilt, for unbounded activations too.
+- the mean of g^2 over theta is known exactly (Mehler's formula) and serves as control variate.
+- -log of a sample mean is biased up by half its relative variance: that is taken off.
+
+Read next: `moments` for what a pair is, `entropy` for the other bounds.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from meanfield import ntk
+from meanfield.errors import InputError
+from meanfield.estimate import Estimate
+from meanfield.moments import Clouds, Pair, coupled_pairs, halves, parts
+from meanfield.units import Activation
+
+Array = npt.NDArray[Any]
+
+RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+OMEGAS = (0.5, 0.0, 1.0)
+GROUPS = 4  # of particles in a replicate: two halves, each of two halves
+CURVATURE_ROWS = 8192
+CLIPPED_SHARE = 0.01
+BLOCK = 4096
+LARGEST_TABLE = 100_000_000  # bytes of features kept for the probes
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeFeatures:
+    """Tilt directions g_k(theta), orthonormal over samples theta ~ N(0, I), and their values there.
+
+    Attributes
+    ----------
+    activation : Activation
+    x : ndarray, shape (n, d)
+        Inputs as the neurons see them.
+    transform : ndarray, shape (n or 2 n, k)
+        The directions in terms of h(w_i), then w_i h'(w_i).
+    simple : int
+        How many of the first directions use h(w_i) alone.
+    values : ndarray, shape (N0, k), float32
+        Their values at the probes.
+    gram : ndarray, shape (k, k), or None
+        E_theta g_k g_l, exact; None where no series for the activation converges.
+    """
+
+    activation: Activation
+    x: Array
+    transform: Array
+    simple: int
+    values: Array
+    gram: Array | None
+
+    def at(self, theta: Array) -> Array:
+        """Return the directions at theta, shape (m, k) for theta of shape (m, d). O(m n (d + k))."""
+        families = len(self.transform) // len(self.x)
+        return _raw(self.activation, self.x, theta, families) @ self.transform
+
+    def combination(self, theta: Array, coefficients: Array) -> Array:
+        """Return g(theta) = sum coefficients_k g_k(theta) over the first directions, shape (m,)."""
+        families = len(self.transform) // len(self.x)
+        direction = self.transform[:, : len(coefficients)] @ coefficients
+        values = [_raw(self.activation, self.x, theta[rows], families) @ direction for rows in _blocks(len(theta))]
+        return np.concatenate(values)
+
+
+def probe_features(
+    probes: Array, x: Array, activation: Activation, *, families: int = 2, largest: int | None = None
+) -> ProbeFeatures:
+    """Return the tilt directions for inputs x with their values at samples of p0; to be made once a run.
+
+    Parameters
+    ----------
+    probes : ndarray, shape (N0, D)
+        Independent samples of p0 = N(0, I); their first d columns are used. N0 of 1e5 is good.
+    x : ndarray, shape (n, d)
+        Inputs as the neurons see them (`Unit.inputs`).
+    activation : Activation
+    families : int
+        1: h(w_i); 2: w_i h'(w_i) too.
+    largest : int, optional
+        At most that many directions, those of the largest mean square; without it what fits into 100 MB.
+
+    Raises
+    ------
+    InputError
+        If shapes don't fit. O(N0 n (d + n families^2)).
+    """
+    x, probes = np.asarray(x, dtype=np.float64), np.asarray(probes)
+    if x.ndim != 2 or probes.ndim != 2 or probes.shape[1] < x.shape[1] or len(probes) < 100:
+        raise InputError(
+            f"probes must have shape (N0, D) with N0 >= 100 and D > d for inputs (n, d); got {probes.shape}, {x.shape}."
+        )
+    if families not in (1, 2):
+        raise InputError(f"families is 1 or 2, got {families}.")
+    if activation.homogeneous:
+        families = 1  # w h'(w) is h(w)
+    theta = probes[:, : x.shape[1]]
+    largest = largest or max(LARGEST_TABLE // (4 * len(probes)), 1)
+    sample = np.zeros((families * len(x),) * 2)
+    for rows in _blocks(len(theta)):
+        raw = _raw(activation, x, theta[rows], families)
+        sample += raw.T @ raw / len(theta)
+    transform, simple = _orthonormal(sample, len(x), largest)
+    values = np.empty((len(theta), transform.shape[1]), dtype=np.float32)
+    for rows in _blocks(len(theta)):
+        values[rows] = _raw(activation, x, theta[rows], families) @ transform
+    exact = _exact_gram(activation, x, families)
+    gram = None if exact is None else transform.T @ exact @ transform
+    return ProbeFeatures(activation, x, transform, simple, values, gram)
+
+
+def _raw(activation: Activation, x: Array, theta: Array, families: int) -> Array:
+    w = np.asarray(theta, dtype=np.float64) @ x.T
+    h, h1 = activation.value_and_first(w)
+    return h if families == 1 else np.concatenate([h, w * h1], axis=1)
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    return (slice(first, first + BLOCK) for first in range(0, rows, BLOCK))
+
+
+def _orthonormal(sample: Array, n: int, largest: int) -> tuple[Array, int]:
+    """Return combinations that are orthonormal under the Gram matrix `sample`, the first family on its own first."""
+    second_family = len(sample) > n
+    first = _whitened(sample[:n, :n], max(2 * largest // 3, 1) if second_family else largest)
+    simple = first.shape[1]
+    if not second_family or simple == 0:
+        return np.pad(first, ((0, len(sample) - n), (0, 0))), simple
+    # Gram-Schmidt: what the first family does not span of the second.
+    overlap = first.T @ sample[:n, n:]
+    rest = sample[n:, n:] - overlap.T @ overlap
+    second = _whitened(rest, largest - simple, float(np.linalg.eigvalsh(sample[n:, n:])[-1]))
+    transform = np.zeros((len(sample), simple + second.shape[1]))
+    transform[:n, :simple] = first
+    transform[:n, simple:] = -first @ overlap @ second
+    transform[n:, simple:] = second
+    return transform, simple
+
+
+def _whitened(matrix: Array, largest: int, size: float = 0.0) -> Array:
+    values, vectors = np.linalg.eigh(matrix)
+    kept = np.flatnonzero(values > 1e-7 * max(size, float(values[-1]), 1e-300))[::-1][:largest]
+    return vectors[:, kept] / np.sqrt(values[kept])
+
+
+def _exact_gram(activation: Activation, x: Array, families: int) -> Array | None:
+    """Return E f_i f_j over theta ~ N(0, I) for f = h(w_i), w_i h'(w_i), by Mehler's series, or None.
+
+    With coefficients a_k of h and b_k of h' in normalised Hermite polynomials, g h'(s g) has the coefficients
+    sqrt(k) b_(k-1) + sqrt(k + 1) b_(k+1). None where the series misses more than 1e-6 of a mean square, as it does
+    for kinks.
+    """
+    norms = np.linalg.norm(x, axis=1)
+    degree = ntk.DEGREE
+    values = ntk.hermite_coefficients(activation, norms, 0, degree)
+    slopes = ntk.hermite_coefficients(activation, norms, 1, degree + 1)
+    order = np.sqrt(np.arange(degree + 1.0))
+    shifted = np.concatenate([np.zeros((len(x), 1)), slopes[:, : degree - 1]], axis=1)
+    moved = norms[:, None] * (order[:degree] * shifted + order[1:] * slopes[:, 1:])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    w = np.outer(norms, nodes)
+    h, h1 = activation.value_and_first(w)
+    coefficients = [values, moved][:families]
+    for function, series in zip((h, w * h1), coefficients, strict=False):
+        square = function**2 @ weights / weights.sum()
+        if (np.abs((series**2).sum(axis=1) - square) > 1e-6 * square + 1e-12).any():
+            return None
+    unit = x / np.where(norms > 0, norms, 1.0)[:, None]
+    rho = np.clip(unit @ unit.T, -1.0, 1.0)
+    stacked = np.concatenate(coefficients)
+    rho = np.tile(rho, (families, families))
+    total, power = np.zeros_like(rho), np.ones_like(rho)
+    for k in range(degree):
+        total += np.outer(stacked[:, k], stacked[:, k]) * power
+        power = power * rho
+    return total
+
+
+class Group(NamedTuple):
+    """A group of particles and what a fit needs of it."""
+
+    replicate: int
+    mass: float
+    pair: Pair
+    push: Array  # (k,)    E_p u g_k, centred
+    square: Array  # (k, k)  (E_p - E_p0) g_k g_l
+    excess: float  # E_p u^2 - 1, centred
+
+
+class Tilt(NamedTuple):
+    """A member of the family: g = sum coefficients_k g_k over the first directions, tau, omega."""
+
+    coefficients: Array
+    tau: float = 1.0
+    omega: float = 0.5
+
+
+def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 1.0) -> Estimate:
+    """Return a lower bound on KL(p || p0) by Donsker and Varadhan's formula, cross-fitted [DonskerVaradhan75].
+
+    One half of the replicates and of the probes chooses the tilt (by concave Newton steps with a ridge; ridge, omega
+    and the number of feature families by what is best on a held-out quarter), the other half measures it; then the
+    halves change places, and each replicate yields one value. A single replicate is split into halves of its
+    particles, and has no standard error.
+
+    Parameters
+    ----------
+    clouds : sequence of (z, reference, weights)
+        One entry a replicate, arrays of shape (m, D), (m, D), (m,) or None; u is the last column.
+    features : ProbeFeatures
+        From `probe_features`, once a run.
+    scale : float
+        Standard deviation s of the reference.
+
+    Returns
+    -------
+    Estimate
+        In nats; the error joins the scatter of replicates and that of the normaliser. 0, and exact, if every tilt
+        that was tried is worse than none.
+
+    Raises
+    ------
+    InputError
+        If shapes don't fit. O(R m n (d + k) + N0 k iterations), k directions.
+    """
+    pairs = coupled_pairs(clouds, scale)
+    d = features.x.shape[1]
+    if pairs[0].z.shape[1] != d + 1:
+        raise InputError(f"features of inputs in R^{d} need particles in R^{d + 1}, got R^{pairs[0].z.shape[1]}.")
+    groups = [g for r, pair in enumerate(pairs) for g in _groups(r, pair, features)]
+    folds, tables = halves(g.replicate for g in groups), (features.values[0::2], features.values[1::2])
+    held: list[tuple[int, float, float]] = []  # replicate, mass, value
+    variance = 0.0
+    for mine, table, others, other_table in zip(folds, tables, folds[::-1], tables[::-1], strict=True):
+        tilt = _choose([groups[i] for i in mine], table, features)
+        normaliser, error = _log_normaliser(tilt, other_table, features.gram)
+        measured = [groups[i] for i in others]
+        held += [(g.replicate, g.mass, _expectation(tilt, g.pair, features, len(other_table)) - normaliser)
+                 for g in measured]  # fmt: skip
+        variance += (sum(g.mass for g in measured) / sum(g.mass for g in groups) * error) ** 2
+    return _combined(held, variance)
+
+
+def _combined(held: Sequence[tuple[int, float, float]], variance: float) -> Estimate:
+    names = sorted({r for r, _, _ in held})
+    values = [_weighted([(m, v) for r, m, v in held if r == name]) for name in names]
+    scatter = np.var(values, ddof=1) / len(values) if len(values) > 1 else math.nan
+    return Estimate(float(np.mean(values)), math.sqrt(scatter + variance), "Donsker-Varadhan")
+
+
+def _weighted(items: Sequence[tuple[float, Any]]) -> Any:
+    total = sum(mass for mass, _ in items)
+    return sum(mass * value for mass, value in items) / total
+
+
+def _groups(replicate: int, pair: Pair, features: ProbeFeatures) -> list[Group]:
+    out = []
+    for mass, part in parts(pair, min(GROUPS, len(pair.z))):
+        here, there = (features.at(z[:, :-1]).astype(np.float32) for z in (part.z, part.reference))
+        u, v = part.z[:, -1], part.reference[:, -1]
+        weights = np.full(len(u), 1 / len(u)) if part.weights is None else part.weights
+        push = (weights * u) @ here - (weights * v) @ there
+        small = weights.astype(np.float32)[:, None]
+        square = (here * small).T @ here - (there * small).T @ there
+        out.append(Group(replicate, mass, part, push, square, float(weights @ (u * u - v * v))))
+    return out
+
+
+def _choose(groups: Sequence[Group], table: Array, features: ProbeFeatures) -> Tilt:
+    """Return the tilt fitted to these groups and probes, its ridge, omega and size chosen on a half of them."""
+    fit, check = ([groups[i] for i in half] for half in halves(g.replicate for g in groups))
+    fit_table, check_table = table[0::2], table[1::2]
+    best: tuple[float, float, Tilt] = (0.0, math.inf, Tilt(np.zeros(1)))
+    for size in sorted({features.simple, table.shape[1]}):
+        start = Tilt(np.zeros(size))
+        for ridge in RIDGES:
+            start = _fit(fit, fit_table, ridge, start)
+            best = max(best, (_score(start, check, check_table, features), ridge, start), key=lambda b: b[0])
+    score, ridge, tilt = best
+    if score <= 0:
+        return tilt
+    for omega in OMEGAS[1:]:
+        other = _fit(fit, fit_table, ridge, tilt._replace(omega=omega))
+        best = max(best, (_score(other, check, check_table, features), ridge, other), key=lambda b: b[0])
+    return _fit(groups, table, best[1], best[2])
+
+
+def _score(tilt: Tilt, groups: Sequence[Group], table: Array, features: ProbeFeatures) -> float:
+    """Return the bound that held-out groups and probes give, less one standard error of the normaliser."""
+    normaliser, error = _log_normaliser(tilt, table, features.gram)
+    size = len(tilt.coefficients)
+    push = _weighted([(g.mass, g.push[:size]) for g in groups])
+    square = _weighted([(g.mass, g.square[:size, :size]) for g in groups])
+    excess = _weighted([(g.mass, g.excess) for g in groups])
+    c = tilt.coefficients
+    linear = tilt.tau * (c @ push) - 0.5 * tilt.omega * (c @ square @ c) + 0.5 * (1 - tilt.tau**2) * excess
+    return float(linear) - normaliser - error
+
+
+def _fit(groups: Sequence[Group], table: Array, ridge: float, start: Tilt, iterations: int = 8) -> Tilt:
+    """Return the tilt that maximises the bound less ridge |c|^2 / 2, by Newton's method from `start`.
+
+    Concave in the coefficients; tau is explicit given them. The curvature is taken once, on some of the probes, the
+    gradient on all: the result need not be exact, any tilt is valid. O(iterations N0 k + 8192 k^2).
+    """
+    c, omega = start.coefficients, start.omega
+    size = len(c)
+    push = _weighted([(g.mass, g.push[:size]) for g in groups])
+    square = np.eye(size) + _weighted([(g.mass, g.square[:size, :size]) for g in groups])
+    spread = 1 + _weighted([(g.mass, g.excess) for g in groups])
+    table = table[:, :size]
+    curvature = omega * square + ridge * np.eye(size) + _curvature(c, omega, table[:CURVATURE_ROWS])
+
+    def objective(c: Array) -> tuple[float, float, Array]:
+        along = float(c @ push)
+        # d/d tau of tau A + (1 - tau^2) spread / 2 + log tau vanishes
+        tau = (along + math.sqrt(along * along + 4 * max(spread, 1e-3))) / (2 * max(spread, 1e-3))
+        log_mean, slope = _log_mean(c, omega, table)
+        quadratic = 0.5 * float(c @ (omega * square + ridge * np.eye(size)) @ c)
+        value = tau * along + 0.5 * (1 - tau * tau) * spread + math.log(tau) - quadratic - log_mean
+        return value, tau, tau * push - omega * (square @ c) - ridge * c - slope
+
+    value, tau, gradient = objective(c)
+    for _ in range(iterations):
+        step = np.linalg.solve(curvature, gradient)
+        gain = float(step @ gradient)
+        if not gain > 1e-4 * abs(value) + 1e-14:
+            break
+        length = 1.0
+        while (trial := objective(c + length * step))[0] <= value and length > 1e-3:
+            length /= 2
+        if trial[0] <= value:
+            break
+        c, (value, tau, gradient) = c + length * step, trial
+    return Tilt(c, tau, omega)
+
+
+def _log_mean(c: Array, omega: float, table: Array) -> tuple[float, Array]:
+    """Return log mean e^{(1 - omega) g^2 / 2} over the probes and its gradient in the coefficients."""
+    g = table @ c.astype(np.float32)
+    exponent = 0.5 * (1 - omega) * g.astype(np.float64) ** 2
+    top = float(exponent.max())
+    weights = np.exp(exponent - top)
+    total = float(weights.sum())
+    slope = ((weights * g / total * (1 - omega)).astype(np.float32) @ table).astype(np.float64)
+    return top + math.log(total / len(g)), slope
+
+
+def _curvature(c: Array, omega: float, table: Array) -> Array:
+    """Return the Hessian of `_log_mean`: (1 - omega) E g_k g_l + (1 - omega)^2 Cov(g g_k, g g_l), tilted."""
+    g = table @ c.astype(np.float32)
+    exponent = 0.5 * (1 - omega) * g.astype(np.float64) ** 2
+    weights = np.exp(exponent - exponent.max())
+    weights /= weights.sum()
+    scale = ((1 - omega) * weights * (1 + (1 - omega) * g.astype(np.float64) ** 2)).astype(np.float32)
+    first = (1 - omega) * ((weights * g).astype(np.float32) @ table).astype(np.float64)
+    return ((table * scale[:, None]).T @ table).astype(np.float64) - np.outer(first, first)
+
+
+def _ceiling(omega: float, probes: int) -> float:
+    """Return the level M at which g is clipped: e^{(1 - omega) M^2 / 2} = probes / 100."""
+    if omega >= 1:
+        return math.inf
+    return math.sqrt(2 * math.log(max(CLIPPED_SHARE * probes, math.e)) / (1 - omega))
+
+
+def _log_normaliser(tilt: Tilt, table: Array, gram: Array | None) -> tuple[float, float]:
+    """Return log E_p0 e^phi + omega E_p0 g^2 / 2 for the clipped g, moved up by its bias, and its standard error."""
+    c, tau, omega = tilt
+    known = -math.log(tau) - 0.5 * (1 - tau * tau)
+    if not c.any():
+        return known, 0.0
+    g = (table[:, : len(c)] @ c.astype(np.float32)).astype(np.float64)
+    level = _ceiling(omega, len(g))
+    clipped = np.clip(g, -level, level) ** 2
+    weights = np.exp(0.5 * (1 - omega) * clipped)
+    mean = float(weights.mean())
+    value = math.log(mean) + 0.5 * omega * float(clipped.mean())
+    ratio = weights / mean - 1
+    bias = 0.5 * float(ratio @ ratio) / len(g) ** 2
+    influence = ratio + 0.5 * omega * (clipped - clipped.mean())
+    if gram is not None:
+        # The mean of g^2, unclipped, is known: regress on it (the coefficient's own error is of second order).
+        square = g * g - float(c @ gram[: len(c), : len(c)] @ c)
+        centred = square - square.mean()
+        slope = float(centred @ influence) / max(float(centred @ centred), 1e-300)
+        value -= slope * float(square.mean())
+        influence = influence - slope * centred
+    return known + value + bias, float(influence.std()) / math.sqrt(len(g))
+
+
+def _expectation(tilt: Tilt, pair: Pair, features: ProbeFeatures, probes: int) -> float:
+    """Return E_p phi + omega E_p0 g^2 / 2 for the clipped g, a centred mean."""
+    c, tau, omega = tilt
+    level = _ceiling(omega, probes)
+
+    def phi(z: Array) -> Array:
+        g = np.clip(features.combination(z[:, :-1], c), -level, level)
+        u = z[:, -1]
+        return tau * u * g - 0.5 * omega * g * g + 0.5 * (1 - tau * tau) * (u * u - 1)
+
+    return float(pair.mean(phi(pair.z) - phi(pair.reference)))

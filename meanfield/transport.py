@@ -1,0 +1,166 @@
+"""Bounds on the squared Wasserstein distance W2^2(p_t, p0) from coupled clouds.
+
+Everything here is W2 *squared* unless its name says otherwise; `root` turns an estimate into one of W2.
+
+    upper   E|Z - Zbar|^2            the cost of one coupling                                  `coupled_upper`
+    lower   |mu|^2 + sum (sqrt(eig Sigma) - 1)^2   the distance of the Gaussians of the same moments `gelbrich_lower`
+    lower   2 (E_p chi - E_p0 chi^)  Kantorovich's dual at potentials of the network           `dual.dual_lower`
+
+Plug-in distances between samples (`plugin`) are there to be looked at beside what they read for two samples of p0
+(`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `moments` for what a pair is.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meanfield.errors import InputError, MeanfieldError
+from meanfield.estimate import Estimate, mean_estimate
+from meanfield.moments import Clouds, Pair, coupled_pairs, jackknifed
+
+Array = npt.NDArray[Any]
+
+
+def gelbrich(mean: Array, covariance: Array) -> float:
+    """Return W2^2 between N(mean, covariance) and N(0, I).
+
+    It is |mean|^2 + sum (sqrt(eig covariance) - 1)^2, and at most W2^2(p, N(0, I)) for every law p with these moments
+    [Gelbrich90].
+
+    Parameters
+    ----------
+    mean : ndarray, shape (D,)
+    covariance : ndarray, shape (D, D)
+        Negative eigenvalues (of a centred estimate) count as zero. O(D^3).
+    """
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    return float(mean @ mean + ((np.sqrt(np.maximum(eigenvalues, 0.0)) - 1.0) ** 2).sum())
+
+
+def bures(first: Array, second: Array) -> float:
+    """Return W2^2 between N(0, first) and N(0, second), tr A + tr B - 2 tr (A^1/2 B A^1/2)^1/2; shapes (D, D).
+
+    The last trace is the nuclear norm of A^1/2 B^1/2. Raises InputError for shapes that don't fit. O(D^3).
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.ndim != 2 or first.shape[0] != first.shape[1] or first.shape != second.shape:
+        raise InputError(f"two covariances must share a shape (D, D), got {first.shape} and {second.shape}.")
+    fidelity = np.linalg.norm(_root(first) @ _root(second), "nuc")
+    return max(float(np.trace(first) + np.trace(second) - 2 * fidelity), 0.0)
+
+
+def _root(matrix: Array) -> Array:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def coupled_upper(clouds: Clouds, *, scale: float = 1.0) -> Estimate:
+    """Return E|Z - Zbar / s|^2, the cost of the coupling of a cloud with its reference: W2^2 <= it.
+
+    In expectation it is an upper bound for every m and every step, on the distance of the law of one particle.
+
+    Parameters
+    ----------
+    clouds : sequence of (z, reference, weights)
+        One entry a replicate, arrays of shape (m, D), (m, D), (m,) or None.
+    scale : float
+        Standard deviation s of the reference: not 1 with Euler-Maruyama, whose reference is N(0, s^2 I).
+
+    Raises
+    ------
+    InputError
+        If shapes or weights don't fit.
+    """
+    return mean_estimate([_gap(pair) for pair in coupled_pairs(clouds, scale)], "coupling")
+
+
+def _gap(pair: Pair) -> float:
+    gap = pair.z - pair.reference
+    return float(pair.mean(np.einsum("ij,ij->i", gap, gap)))
+
+
+def gelbrich_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Estimate:
+    """Return Gelbrich's lower bound on W2^2 at the centred moments of all replicates, bias removed [Gelbrich90].
+
+    |mu|^2 + sum (sqrt(eig Sigma) - 1)^2 is convex in mean and second moment (M -> M - mu mu' is operator concave, and
+    so is the square root, which increases), hence biased up by sampling; `moments.jackknifed` takes that off. It may
+    be negative where the truth is within the noise of zero. O(R m D^2 + R blocks D^3).
+
+    Parameters
+    ----------
+    clouds : sequence of (z, reference, weights)
+        One entry a replicate, arrays of shape (m, D), (m, D), (m,) or None.
+    scale : float
+        Standard deviation s of the reference.
+    blocks : int
+        Groups of particles a replicate for the jackknife.
+
+    Raises
+    ------
+    InputError
+        If shapes or weights don't fit.
+    """
+    return jackknifed(gelbrich, coupled_pairs(clouds, scale), "Gelbrich", blocks)
+
+
+def root(estimate: Estimate, factor: float = 1.0, side: int = 1) -> Estimate:
+    """Return the estimate of W2 from one of W2^2.
+
+    The value is sqrt(max(v, 0)). Near zero the square root has no derivative, so the error is a finite difference
+    taken on the side to which the bound will be read: (sqrt(v + c se) - sqrt(v)) / c for an upper bound (`side` 1),
+    (sqrt(v) - sqrt(v - c se)) / c, zero for what is below zero, for a lower one (`side` -1). With c = `factor` the
+    number of standard errors that the reader will take, value + side c se is then exactly the root of the safe side.
+    """
+    value = math.sqrt(max(estimate.value, 0.0)) if not math.isnan(estimate.value) else math.nan
+    if math.isnan(value) or not math.isfinite(estimate.se):
+        return Estimate(value, estimate.se, estimate.source)
+    c = factor if math.isfinite(factor) and factor > 0 else 1.0
+    moved = math.sqrt(max(max(estimate.value, 0.0) + side * c * estimate.se, 0.0))
+    return Estimate(value, abs(moved - value) / c, estimate.source)
+
+
+def plugin(first: Array, second: Array, iterations: int = 2_000_000) -> float:
+    """Return W2^2 between two samples with equal masses, exactly, by the network simplex of POT [Flamary21].
+
+    Parameters
+    ----------
+    first, second : ndarray, shapes (m, D) and (k, D)
+    iterations : int
+        Largest number of pivots.
+
+    Raises
+    ------
+    InputError
+        If the samples don't share their dimension.
+    MeanfieldError
+        If the simplex did not converge, or POT is absent. Cost about O(m^3); a second at m = 2000.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not len(first) or not len(second):
+        raise InputError(f"two samples must have shapes (m, D) and (k, D), got {first.shape} and {second.shape}.")
+    try:
+        import ot
+    except ImportError as error:
+        raise MeanfieldError("plug-in W2 needs POT: pip install POT") from error
+    # The distance does not see a common shift, but the rounding of |x|^2 + |y|^2 - 2 x.y does.
+    shift = first.mean(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it has to say is in the log, and raised below
+        cost = np.asarray(ot.dist(first - shift, second - shift))
+        value, log = ot.emd2(ot.unif(len(first)), ot.unif(len(second)), cost, numItermax=iterations, log=True)
+    if log.get("warning"):
+        raise MeanfieldError(f"optimal transport did not converge: {log['warning']} Raise `iterations` ({iterations}).")
+    return float(value)
+
+
+def plugin_null(samples: Sequence[Array] | Array) -> float:
+    """Return what `plugin` reads for two independent samples of p0: `samples` are p0 draws, shape (2 m, D)."""
+    draws = np.asarray(samples, dtype=np.float64)
+    if draws.ndim != 2 or len(draws) < 2:
+        raise InputError(f"draws of p0 must have shape (2 m, D), got {draws.shape}.")
+    half = len(draws) // 2
+    return plugin(draws[:half], draws[half : 2 * half])
