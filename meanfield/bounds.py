@@ -84,11 +84,9 @@ def w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs)]
-    if _is_network(flow):
-        risk = network(flow)
-        start = risk.gram_start(clouds[0].start_std)
-        found = dual.dual_lower(pairs, inputs(clouds, flow), risk.unit.h, probes(clouds, flow), start)
-        candidates += [] if found is None else [found]
+    h = network(flow).unit.h if _is_network(flow) else None
+    if h is not None and all(np.isfinite(h.suprema[1:3])):
+        candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
     best = tightest_lower(candidates, len(clouds))
     return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
 

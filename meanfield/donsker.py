@@ -281,7 +281,7 @@ def _groups(replicate: int, pair: Pair, features: ProbeFeatures) -> list[Group]:
     for mass, part in parts(pair, min(GROUPS, len(pair.z))):
         here, there = (features.at(z[:, :-1]).astype(np.float32) for z in (part.z, part.reference))
         u, v = part.z[:, -1], part.reference[:, -1]
-        weights = np.full(len(u), 1 / len(u)) if part.weights is None else part.weights
+        weights = part.masses
         push = (weights * u) @ here - (weights * v) @ there
         small = weights.astype(np.float32)[:, None]
         square = (here * small).T @ here - (there * small).T @ there

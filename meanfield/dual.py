@@ -51,10 +51,10 @@ from meanfield.units import Activation
 Array = npt.NDArray[Any]
 
 SOURCE = "Kantorovich dual"
-PENALTIES = 0.5 ** np.arange(0, 9)  # relative to the least that makes c = 0
-CURVATURE = 0.75  # U M aimed at
-LOWEST_CLIP, HIGHEST_CLIP = 1.2, 3.0
-FITTED, TRIED = 4096, 512  # particles that the metric is averaged over, that candidates are compared on
+PENALTIES = 0.6 ** np.arange(0, 12)  # relative to the least that makes c = 0
+LIMITS = (0.75, 0.85, 0.65)  # of U M
+LOWEST_CLIP, HIGHEST_CLIP = 1.1, 3.0
+FITTED, TRIED = 4096, 256  # particles that the metric is averaged over, that candidates are compared on
 ITERATIONS = 3  # towards the fixed point
 RATIO = 1.04  # of the grid in t
 BLOCK = 2048
@@ -151,8 +151,7 @@ def _absent(reason: str) -> Estimate:
 def _measured(potential: Potential, pair: Pair, largest: int) -> float:
     """Return 2 E_p T for one group: the first order over all its particles, centred, the rest over some of them."""
     gain = _first_order(potential, pair.z) - _first_order(potential, pair.reference)
-    stride = 1 if pair.weights is not None else max(1, -(-len(pair.z) // largest))
-    some = pair if stride == 1 else Pair(pair.z[::stride], pair.reference[::stride])
+    some = pair if pair.weights is not None else pair.thinned(-(-len(pair.z) // largest))
     return 2 * float(pair.mean(gain)) - 2 * float(some.mean(_second_order(potential, some.z)))
 
 
@@ -209,42 +208,44 @@ def _excess(potential: Potential, s: Array, residual: Array, slope: Array, local
 
 def _choose(groups: Sequence[Pair], x: Array, activation: Activation) -> tuple[Potential, float]:
     """Return the potential whose certified bound is best on some of these particles, and that bound."""
-    stride = max(1, -(-sum(len(g.z) for g in groups) // FITTED))
-    z, reference, weights = _pooled(groups, stride)
-    sample = Pair(z, reference, weights)
-    tried = slice(None, None, max(1, -(-len(z) // TRIED)))
-    few = weights[tried] / max(float(weights[tried].sum()), 1e-300)
-    best: tuple[Potential, float] | None = None
-    for linear, coefficients in _path(groups, sample, x, activation):
+    sample = _pooled(groups)
+    here, there = (_features(z, x, activation) for z in (sample.z, sample.reference))
+    some = sample.thinned(-(-len(sample.z) // TRIED))
+
+    def value(potential: Potential) -> tuple[float, float]:
+        """Return gain and cost per unit of 2: the bound is 2 (gain - cost)."""
+        both = np.concatenate([potential.coefficients, potential.linear])
+        u, v = (np.clip(z[:, -1], -potential.clip, potential.clip) for z in (sample.z, sample.reference))
+        return float(sample.mean(u * (here @ both) - v * (there @ both))), float(
+            some.mean(_second_order(potential, some.z))
+        )
+
+    best = _potential(activation, x, np.zeros(x.shape[1]), np.zeros(len(x)), LIMITS[0]), 0.0
+    for linear, coefficients in _path(groups, sample, here, x, activation):
         size = 1.0
-        for _ in range(2):
-            potential = _potential(activation, x, size * linear, size * coefficients)
+        for limit in (LIMITS[0], *LIMITS):
+            potential = _potential(activation, x, size * linear, size * coefficients, limit)
             if potential.clip < LOWEST_CLIP:
-                break
-            gain = float(sample.mean(_first_order(potential, z) - _first_order(potential, reference)))
-            cost = float(few @ _second_order(potential, z[tried]))
-            if best is None or 2 * (gain - cost) > best[1]:
+                continue
+            gain, cost = value(potential)
+            if 2 * (gain - cost) > best[1]:
                 best = potential, 2 * (gain - cost)
-            # 2 a t - b t^2 with a = gain, b = 2 cost is largest at a / b.
-            size *= min(max(gain / (2 * cost), 0.5), 1.25) if cost > 0 and gain > 0 else 1.0
-        else:
-            continue
-        break
-    if best is None:
-        return _potential(activation, x, np.zeros(x.shape[1]), np.zeros(len(x))), 0.0
+            elif 2 * (gain - cost) < -abs(best[1]):
+                break  # not certified
+            # gain grows like size, cost about like its square: their difference is largest at gain / (2 cost).
+            size *= min(max(gain / (2 * cost), 0.7), 1.25) if cost > 0 else 1.0
     return best
 
 
-def _pooled(groups: Sequence[Pair], stride: int) -> tuple[Array, Array, Array]:
-    z = np.concatenate([g.z[::stride] for g in groups])
-    reference = np.concatenate([g.reference[::stride] for g in groups])
-    masses = [np.full(len(g.z), 1 / len(g.z)) if g.weights is None else g.weights for g in groups]
-    weights = np.concatenate([mass[::stride] for mass in masses])
-    return z, reference, weights / max(float(weights.sum()), 1e-300)
+def _pooled(groups: Sequence[Pair]) -> Pair:
+    stride = max(1, -(-sum(len(g.z) for g in groups) // FITTED))
+    thin = [g.thinned(stride) for g in groups]
+    columns = ([g.z for g in thin], [g.reference for g in thin], [g.masses / len(thin) for g in thin])
+    return Pair(*(np.concatenate(column) for column in columns))
 
 
-def _potential(activation: Activation, x: Array, linear: Array, coefficients: Array) -> Potential:
-    """Return the potential with its constants; its clip U is chosen such that U M stays below the limit."""
+def _potential(activation: Activation, x: Array, linear: Array, coefficients: Array, limit: float) -> Potential:
+    """Return the potential with its constants, its clip U chosen such that U M is at most `limit`."""
     _, g2, g3, _, g5 = activation.suprema
     size, norms = np.abs(coefficients), np.linalg.norm(x, axis=1)
     bend = _largest_eigenvalue(x, size)
@@ -256,7 +257,7 @@ def _potential(activation: Activation, x: Array, linear: Array, coefficients: Ar
     for low, high in ((-g2, g2), _range_of_slope(activation)):
         middle, radius = 0.5 * (low + high), 0.5 * (high - low)
         slopes.append(float(np.linalg.norm(linear + middle * (coefficients @ x))) + radius * mixed)
-    clip = HIGHEST_CLIP if curvature == 0 else min(HIGHEST_CLIP, CURVATURE / curvature)
+    clip = HIGHEST_CLIP if curvature == 0 else min(HIGHEST_CLIP, limit / curvature)
     return Potential(activation, x, linear, coefficients, clip, curvature, third, min(slopes))
 
 
@@ -276,17 +277,16 @@ def _range_of_slope(activation: Activation) -> tuple[float, float]:
 
 
 def _path(
-    groups: Sequence[Pair], sample: Pair, x: Array, activation: Activation
+    groups: Sequence[Pair], sample: Pair, here: Array, x: Array, activation: Activation
 ) -> list[tuple[Array, Array]]:
     """Return pairs (v, c) that maximise 2 b . (c, v) - (c, v)' H (c, v) - 2 penalty sum |c_i| |x_i|^2.
 
-    b = E_p u (h_i, theta_a), centred, over all particles; H = E <grad u f_k, grad u f_l> over the sample. The first
-    member has c = 0; the penalty falls along the path.
+    b = E_p u f_k, centred, over all particles; H = E <grad u f_k, grad u f_l> over the sample, f_k = h(w_i), theta_a.
+    The first member has c = 0; the penalty falls along the path.
     """
     n = len(x)
-    pulls = [g.mean(_features(g.z, x, activation) - _features(g.reference, x, activation)) for g in groups]
-    b = np.mean(pulls, axis=0)
-    gram = _metric(sample, x, activation)
+    b = np.mean([_pull(g, x, activation) for g in groups], axis=0)
+    gram = _metric(sample, here, x, activation)
     inner = np.linalg.solve(gram[n:, n:], np.column_stack([b[n:], gram[n:, :n]]))
     reduced, target = gram[:n, :n] - gram[:n, n:] @ inner[:, 1:], b[:n] - gram[:n, n:] @ inner[:, 0]
     penalty = np.maximum((x * x).sum(axis=1), 1e-12)
@@ -313,18 +313,29 @@ def _lasso(matrix: Array, target: Array, penalty: Array, start: Array, step: flo
 
 
 def _features(z: Array, x: Array, activation: Activation) -> Array:
+    """Return f_k = h(w_i), then theta_a, at particles z; shape (m, n + d)."""
     theta = z[:, :-1]
-    return z[:, -1:] * np.concatenate([activation.value(theta @ x.T), theta], axis=1)
+    return np.concatenate([activation.value(theta @ x.T), theta], axis=1)
 
 
-def _metric(sample: Pair, x: Array, activation: Activation) -> Array:
-    """Return E_p <grad u f_k, grad u f_l> for f = h(w_i) and theta_a, shape (n + d, n + d)."""
+def _pull(pair: Pair, x: Array, activation: Activation) -> Array:
+    """Return E_p u f_k, centred, shape (n + d,)."""
+    total = np.zeros(sum(x.shape))
+    weights = pair.masses
+    for first in range(0, len(pair.z), BLOCK):
+        rows = slice(first, first + BLOCK)
+        for z, sign in ((pair.z[rows], 1.0), (pair.reference[rows], -1.0)):
+            total += sign * ((weights[rows] * z[:, -1]) @ _features(z, x, activation))
+    return total
+
+
+def _metric(sample: Pair, here: Array, x: Array, activation: Activation) -> Array:
+    """Return E_p <grad u f_k, grad u f_l>, shape (n + d, n + d); `here` are the features at the sample."""
     theta, u2 = sample.z[:, :-1], sample.z[:, -1] ** 2
     n, d = x.shape
-    h, h1 = activation.value_and_first(theta @ x.T)
-    weights = np.full(len(theta), 1 / len(theta)) if sample.weights is None else sample.weights
-    values = np.concatenate([h, theta], axis=1)
-    gram = (values.T * weights) @ values
+    weights = sample.masses
+    h1 = activation.first(theta @ x.T)
+    gram = (here.T * weights) @ here
     gram[:n, :n] += (h1.T * (weights * u2)) @ h1 * (x @ x.T)
     cross = ((weights * u2) @ h1)[:, None] * x
     gram[:n, n:] += cross

@@ -40,6 +40,17 @@ class Pair(NamedTuple):
             return values.mean(axis=0)
         return np.tensordot(self.weights, values, axes=1)
 
+    @property
+    def masses(self) -> Array:
+        """The masses, written out."""
+        return np.full(len(self.z), 1 / len(self.z)) if self.weights is None else self.weights
+
+    def thinned(self, stride: int) -> "Pair":
+        """Return every `stride`-th particle, the masses scaled back to a sum of 1."""
+        if stride <= 1:
+            return self
+        return parts(self, stride)[0][1]
+
 
 def coupled_pairs(clouds: Clouds, scale: float = 1.0) -> list[Pair]:
     """Return the replicates as checked pairs whose reference has the law N(0, I).
