@@ -83,7 +83,7 @@ def w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 
 def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     pairs = standardised(clouds, flow)
-    candidates = [transport.gelbrich_lower(pairs)]
+    candidates = [transport.gelbrich_lower(pairs, blocks=_blocks(pairs))]
     h = network(flow).unit.h if _is_network(flow) else None
     if h is not None and all(np.isfinite(h.suprema[1:3])):
         candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
@@ -112,7 +112,7 @@ def kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 
 def _kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     pairs = standardised(clouds, flow)
-    candidates = [entropy.gaussian_lower(pairs)]
+    candidates = [entropy.gaussian_lower(pairs, blocks=_blocks(pairs))]
     w2 = w2_lower(clouds, flow)
     std = clouds[0].start_std
     half = 0.5 * (w2.value / std) ** 2
@@ -134,11 +134,19 @@ def _kl_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     candidates = []
     if flow.accounts(clouds[0]) and not steps.unaccountable(flow.dynamics):
         candidates.append(mean_estimate([account_bound(cloud, flow) for cloud in clouds], "account"))
-    if flow.lam > 0 and flow.prior is not None and _is_network(flow) and network(flow).centred:
+    if _dissipates(flow):
         candidates.append(_energy_bound(clouds, flow))
     if not candidates:
         raise Unavailable("no upper bound on KL is known here: it needs the account, or the limit law with lam > 0")
     return tightest_upper(candidates, len(clouds))
+
+
+def _dissipates(flow: Flow) -> bool:
+    """Return whether the flow is (3.4) with its limit law, along which the free energy L + lam KL falls."""
+    objective = flow.objective
+    if flow.lam <= 0 or flow.prior is None or flow.method.literal or not _is_network(flow):
+        return False
+    return objective.full is objective and network(flow).centred
 
 
 def _energy_bound(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
@@ -146,7 +154,7 @@ def _energy_bound(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     risk = network(flow)
     start = float(risk.losses(np.zeros(risk.n)).mean())
     loss = _unbiased_loss(clouds, flow)
-    return Estimate((start - loss.value) / flow.lam, loss.se / flow.lam, "energy")
+    return Estimate(max(start - loss.value, 0.0) / flow.lam, loss.se / flow.lam, "energy")
 
 
 def _unbiased_loss(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
@@ -210,6 +218,22 @@ def ntk_change_max(cloud: Cloud, flow: Flow) -> float:
     return float(np.abs(centred_gram(cloud, flow) - start).max())
 
 
+@observable("estimate of the smallest eigenvalue of H(p_t) from above", costly=True, pooled=True)
+def ntk_eigenvalue_min_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
+    """Return the mean of v' H v over replicates, v the lowest eigenvector of the others' mean H.
+
+    v knows nothing of the replicate that it is tried on, so the expectation is at least lambda_min(H(p_t)).
+    """
+    if len(clouds) < 2:
+        raise Unavailable("an eigenvector from other replicates needs at least two")
+    grams = np.array([centred_gram(cloud, flow) for cloud in clouds])
+    values = []
+    for r, gram in enumerate(grams):
+        v = np.linalg.eigh(np.delete(grams, r, axis=0).mean(0))[1][:, 0]
+        values.append(float(v @ gram @ v))
+    return mean_estimate(values, "held-out eigenvector")
+
+
 def centred_gram(cloud: Cloud, flow: Flow) -> Array:
     """Return H(p0) + [H of the cloud - H of its reference]; the plain H of the cloud where there is no reference."""
     return remembered(cloud, f"gram {flow.train}", lambda: _centred_gram(cloud, flow))
@@ -254,6 +278,11 @@ def w2_plugin_null(clouds: Sequence[Cloud], flow: Flow) -> float:
 def _fresh(clouds: Sequence[Cloud], index: int, size: int) -> Array:
     cloud = clouds[0]
     return noise.normals(cloud.seed, Stream.PROBE, step=1, replicate=index, count=size, width=cloud.dimension)
+
+
+def _blocks(pairs: Coupled) -> int:
+    """Return how many groups of a replicate's particles the jackknife deletes: each costs an eigenproblem of size D."""
+    return 8 if pairs[0][0].shape[1] <= 128 else 2
 
 
 def _is_network(flow: Flow) -> bool:

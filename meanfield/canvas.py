@@ -88,6 +88,7 @@ def save(figure: Any, stem: Path) -> list[Path]:
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf")]
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths[0].write_bytes(png(figure))
+    figure.set_layout_engine("none")  # laid out once, for both files
     with style():
         figure.savefig(paths[1], format="pdf", metadata={"CreationDate": None})
     return paths
@@ -127,11 +128,6 @@ def legend(ax: Any, where: str, remark: str = "", columns: int = 1) -> None:
     """Draw the legend, with a remark above it where there is one."""
     box = ax.legend(loc=where, ncols=columns, title=remark or None, alignment="left")
     box.get_title().set(fontsize=7.8, color="#444444")
-
-
-def beside(side: str) -> dict[str, Any]:
-    """Return the options of a small text that stands on ("bottom") or hangs from ("top") a grey line."""
-    return {"textcoords": "offset points", "va": side, "fontsize": 7.8, "color": "#444444"}
 
 
 def note(ax: Any, text: str, where: str = "lower left") -> None:

@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every expected failure is a message, never a traceback."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    warnings.showwarning = _show_warning
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("default", UserWarning)
+        return _guarded(options)
+
+
+def _guarded(options: argparse.Namespace) -> int:
+    """Carry out a command; turn every expected failure into a message and an exit code."""
     try:
         return int(options.action(options))
     except MeanfieldError as error:
@@ -37,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except MemoryError:
         print("meanfield: out of memory; take a smaller cloud.m or fewer cloud.replicates", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"meanfield: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 
@@ -108,10 +117,11 @@ def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) ->
     if not options.quiet:
         print(_announcement(config, directory), file=sys.stderr, flush=True)
     if experiment.is_finished(directory):
-        experiment.claim(config, directory)
+        experiment.check_claim(config, directory)
         if not (directory / "report.html").exists():
-            experiment.report(directory)
-        if not options.quiet:
+            path, _ = experiment.report(directory)
+            print(f"{directory} is finished; the missing {path} was written")
+        elif not options.quiet:
             print(f"{directory} is finished; nothing was changed")
         return 0
     done = experiment.run(config, directory, backend=options.backend, quiet=options.quiet)

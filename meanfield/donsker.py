@@ -19,22 +19,21 @@ choosing them costs no validity. Safety of the measurement, on top of its standa
 - the mean of g^2 over theta is known exactly (Mehler's formula) and serves as control variate.
 - -log of a sample mean is biased up by half its relative variance: that is taken off.
 
-Read next: `moments` for what a pair is, `entropy` for the other bounds.
+Read next: `tilts` for the directions of g, `moments` for what a pair is, `entropy` for the other bounds.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from meanfield import ntk
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate
 from meanfield.moments import Clouds, Pair, coupled_pairs, halves, parts
-from meanfield.units import Activation
+from meanfield.tilts import ProbeFeatures, blocks
+from meanfield.tilts import probe_features as probe_features
 
 Array = npt.NDArray[Any]
 
@@ -43,160 +42,6 @@ OMEGAS = (0.5, 0.0, 1.0)
 GROUPS = 4  # of particles in a replicate: two halves, each of two halves
 CURVATURE_ROWS = 8192
 CLIPPED_SHARE = 0.01
-BLOCK = 4096
-LARGEST_TABLE = 100_000_000  # bytes of features kept for the probes
-
-
-@dataclass(frozen=True, eq=False)
-class ProbeFeatures:
-    """Tilt directions g_k(theta), orthonormal over samples theta ~ N(0, I), and their values there.
-
-    Attributes
-    ----------
-    activation : Activation
-    x : ndarray, shape (n, d)
-        Inputs as the neurons see them.
-    transform : ndarray, shape (n or 2 n, k)
-        The directions in terms of h(w_i), then w_i h'(w_i).
-    simple : int
-        How many of the first directions use h(w_i) alone.
-    values : ndarray, shape (N0, k), float32
-        Their values at the probes.
-    gram : ndarray, shape (k, k), or None
-        E_theta g_k g_l, exact; None where no series for the activation converges.
-    """
-
-    activation: Activation
-    x: Array
-    transform: Array
-    simple: int
-    values: Array
-    gram: Array | None
-
-    def at(self, theta: Array) -> Array:
-        """Return the directions at theta, shape (m, k) for theta of shape (m, d). O(m n (d + k))."""
-        families = len(self.transform) // len(self.x)
-        return _raw(self.activation, self.x, theta, families) @ self.transform
-
-    def combination(self, theta: Array, coefficients: Array) -> Array:
-        """Return g(theta) = sum coefficients_k g_k(theta) over the first directions, shape (m,)."""
-        families = len(self.transform) // len(self.x)
-        direction = self.transform[:, : len(coefficients)] @ coefficients
-        values = [_raw(self.activation, self.x, theta[rows], families) @ direction for rows in _blocks(len(theta))]
-        return np.concatenate(values)
-
-
-def probe_features(
-    probes: Array, x: Array, activation: Activation, *, families: int = 2, largest: int | None = None
-) -> ProbeFeatures:
-    """Return the tilt directions for inputs x with their values at samples of p0; to be made once a run.
-
-    Parameters
-    ----------
-    probes : ndarray, shape (N0, D)
-        Independent samples of p0 = N(0, I); their first d columns are used. N0 of 1e5 is good.
-    x : ndarray, shape (n, d)
-        Inputs as the neurons see them (`Unit.inputs`).
-    activation : Activation
-    families : int
-        1: h(w_i); 2: w_i h'(w_i) too.
-    largest : int, optional
-        At most that many directions, those of the largest mean square; without it what fits into 100 MB.
-
-    Raises
-    ------
-    InputError
-        If shapes don't fit. O(N0 n (d + n families^2)).
-    """
-    x, probes = np.asarray(x, dtype=np.float64), np.asarray(probes)
-    if x.ndim != 2 or probes.ndim != 2 or probes.shape[1] < x.shape[1] or len(probes) < 100:
-        raise InputError(
-            f"probes must have shape (N0, D) with N0 >= 100 and D > d for inputs (n, d); got {probes.shape}, {x.shape}."
-        )
-    if families not in (1, 2):
-        raise InputError(f"families is 1 or 2, got {families}.")
-    if activation.homogeneous:
-        families = 1  # w h'(w) is h(w)
-    theta = probes[:, : x.shape[1]]
-    largest = largest or max(LARGEST_TABLE // (4 * len(probes)), 1)
-    sample = np.zeros((families * len(x),) * 2)
-    for rows in _blocks(len(theta)):
-        raw = _raw(activation, x, theta[rows], families)
-        sample += raw.T @ raw / len(theta)
-    transform, simple = _orthonormal(sample, len(x), largest)
-    values = np.empty((len(theta), transform.shape[1]), dtype=np.float32)
-    for rows in _blocks(len(theta)):
-        values[rows] = _raw(activation, x, theta[rows], families) @ transform
-    exact = _exact_gram(activation, x, families)
-    gram = None if exact is None else transform.T @ exact @ transform
-    return ProbeFeatures(activation, x, transform, simple, values, gram)
-
-
-def _raw(activation: Activation, x: Array, theta: Array, families: int) -> Array:
-    w = np.asarray(theta, dtype=np.float64) @ x.T
-    h, h1 = activation.value_and_first(w)
-    return h if families == 1 else np.concatenate([h, w * h1], axis=1)
-
-
-def _blocks(rows: int) -> Iterator[slice]:
-    return (slice(first, first + BLOCK) for first in range(0, rows, BLOCK))
-
-
-def _orthonormal(sample: Array, n: int, largest: int) -> tuple[Array, int]:
-    """Return combinations that are orthonormal under the Gram matrix `sample`, the first family on its own first."""
-    second_family = len(sample) > n
-    first = _whitened(sample[:n, :n], max(2 * largest // 3, 1) if second_family else largest)
-    simple = first.shape[1]
-    if not second_family or simple == 0:
-        return np.pad(first, ((0, len(sample) - n), (0, 0))), simple
-    # Gram-Schmidt: what the first family does not span of the second.
-    overlap = first.T @ sample[:n, n:]
-    rest = sample[n:, n:] - overlap.T @ overlap
-    second = _whitened(rest, largest - simple, float(np.linalg.eigvalsh(sample[n:, n:])[-1]))
-    transform = np.zeros((len(sample), simple + second.shape[1]))
-    transform[:n, :simple] = first
-    transform[:n, simple:] = -first @ overlap @ second
-    transform[n:, simple:] = second
-    return transform, simple
-
-
-def _whitened(matrix: Array, largest: int, size: float = 0.0) -> Array:
-    values, vectors = np.linalg.eigh(matrix)
-    kept = np.flatnonzero(values > 1e-7 * max(size, float(values[-1]), 1e-300))[::-1][:largest]
-    return vectors[:, kept] / np.sqrt(values[kept])
-
-
-def _exact_gram(activation: Activation, x: Array, families: int) -> Array | None:
-    """Return E f_i f_j over theta ~ N(0, I) for f = h(w_i), w_i h'(w_i), by Mehler's series, or None.
-
-    With coefficients a_k of h and b_k of h' in normalised Hermite polynomials, g h'(s g) has the coefficients
-    sqrt(k) b_(k-1) + sqrt(k + 1) b_(k+1). None where the series misses more than 1e-6 of a mean square, as it does
-    for kinks.
-    """
-    norms = np.linalg.norm(x, axis=1)
-    degree = ntk.DEGREE
-    values = ntk.hermite_coefficients(activation, norms, 0, degree)
-    slopes = ntk.hermite_coefficients(activation, norms, 1, degree + 1)
-    order = np.sqrt(np.arange(degree + 1.0))
-    shifted = np.concatenate([np.zeros((len(x), 1)), slopes[:, : degree - 1]], axis=1)
-    moved = norms[:, None] * (order[:degree] * shifted + order[1:] * slopes[:, 1:])
-    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
-    w = np.outer(norms, nodes)
-    h, h1 = activation.value_and_first(w)
-    coefficients = [values, moved][:families]
-    for function, series in zip((h, w * h1), coefficients, strict=False):
-        square = function**2 @ weights / weights.sum()
-        if (np.abs((series**2).sum(axis=1) - square) > 1e-6 * square + 1e-12).any():
-            return None
-    unit = x / np.where(norms > 0, norms, 1.0)[:, None]
-    rho = np.clip(unit @ unit.T, -1.0, 1.0)
-    stacked = np.concatenate(coefficients)
-    rho = np.tile(rho, (families, families))
-    total, power = np.zeros_like(rho), np.ones_like(rho)
-    for k in range(degree):
-        total += np.outer(stacked[:, k], stacked[:, k]) * power
-        power = power * rho
-    return total
 
 
 class Group(NamedTuple):
@@ -244,12 +89,14 @@ def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 
     Raises
     ------
     InputError
-        If shapes don't fit. O(R m n (d + k) + N0 k iterations), k directions.
+        If shapes don't fit, or a cloud has less than 4 particles. O(R m (n (d + k) + k^2) + N0 k iterations).
     """
     pairs = coupled_pairs(clouds, scale)
     d = features.x.shape[1]
     if pairs[0].z.shape[1] != d + 1:
         raise InputError(f"features of inputs in R^{d} need particles in R^{d + 1}, got R^{pairs[0].z.shape[1]}.")
+    if min(len(pair.z) for pair in pairs) < GROUPS:
+        raise InputError(f"a cloud needs at least {GROUPS} particles to be fitted on one part and measured on another.")
     groups = [g for r, pair in enumerate(pairs) for g in _groups(r, pair, features)]
     folds, tables = halves(g.replicate for g in groups), (features.values[0::2], features.values[1::2])
     held: list[tuple[int, float, float]] = []  # replicate, mass, value
@@ -277,15 +124,18 @@ def _weighted(items: Sequence[tuple[float, Any]]) -> Any:
 
 
 def _groups(replicate: int, pair: Pair, features: ProbeFeatures) -> list[Group]:
+    """Return the groups of a replicate with the centred means over each; O(m n k + m k^2)."""
     out = []
-    for mass, part in parts(pair, min(GROUPS, len(pair.z))):
-        here, there = (features.at(z[:, :-1]).astype(np.float32) for z in (part.z, part.reference))
+    for mass, part in parts(pair, GROUPS):
+        size, masses = features.transform.shape[1], part.masses
+        push, square = np.zeros(size), np.zeros((size, size))
+        for rows in blocks(len(masses)):
+            for z, sign in ((part.z[rows], 1.0), (part.reference[rows], -1.0)):
+                here, weights = features.at(z[:, :-1]), sign * masses[rows]
+                push += (weights * z[:, -1]) @ here
+                square += (here * weights[:, None]).T @ here
         u, v = part.z[:, -1], part.reference[:, -1]
-        weights = part.masses
-        push = (weights * u) @ here - (weights * v) @ there
-        small = weights.astype(np.float32)[:, None]
-        square = (here * small).T @ here - (there * small).T @ there
-        out.append(Group(replicate, mass, part, push, square, float(weights @ (u * u - v * v))))
+        out.append(Group(replicate, mass, part, push, square, float(masses @ (u * u - v * v))))
     return out
 
 

@@ -36,7 +36,7 @@ Read next: `transport` for the other bounds, `moments` for what a pair is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,12 @@ from meanfield.units import Activation
 Array = npt.NDArray[Any]
 
 SOURCE = "Kantorovich dual"
-PENALTIES = 0.6 ** np.arange(0, 12)  # relative to the least that makes c = 0
-LIMITS = (0.75, 0.85, 0.65)  # of U M
+PENALTIES = 0.8 ** np.arange(0, 24)  # relative to the least that makes c = 0
+LIMITS = (0.75, 0.65, 0.5)  # of U M
 LOWEST_CLIP, HIGHEST_CLIP = 1.1, 3.0
 FITTED, TRIED = 4096, 256  # particles that the metric is averaged over, that candidates are compared on
 ITERATIONS = 3  # towards the fixed point
-RATIO = 1.04  # of the grid in t
+RATIO = 1.05  # of the grid in t
 BLOCK = 2048
 
 
@@ -189,7 +189,7 @@ def _excess(potential: Potential, s: Array, residual: Array, slope: Array, local
     clip, sup = potential.clip, potential.slope
     # Beyond t = 2 `steepest` everything linear in t has lost against t^2 / 2.
     steepest = float((s * (sup + slope) + residual + (clip + s) * sup).max())
-    first = 1e-4 * max(float(slope.mean()), 1e-12)
+    first = 1e-3 * max(float(slope.mean()), 1e-12)
     points = 2 + max(int(math.log(max(2 * steepest / first, 1.0)) / math.log(RATIO)), 1)
     worst = np.zeros_like(s)
     before = 0.0
@@ -223,17 +223,18 @@ def _choose(groups: Sequence[Pair], x: Array, activation: Activation) -> tuple[P
     best = _potential(activation, x, np.zeros(x.shape[1]), np.zeros(len(x)), LIMITS[0]), 0.0
     for linear, coefficients in _path(groups, sample, here, x, activation):
         size = 1.0
-        for limit in (LIMITS[0], *LIMITS):
+        for limit in LIMITS:
             potential = _potential(activation, x, size * linear, size * coefficients, limit)
             if potential.clip < LOWEST_CLIP:
                 continue
             gain, cost = value(potential)
             if 2 * (gain - cost) > best[1]:
                 best = potential, 2 * (gain - cost)
-            elif 2 * (gain - cost) < -abs(best[1]):
-                break  # not certified
-            # gain grows like size, cost about like its square: their difference is largest at gain / (2 cost).
-            size *= min(max(gain / (2 * cost), 0.7), 1.25) if cost > 0 else 1.0
+            if 0 < cost < gain:  # else it was not certified
+                # gain grows like size, cost about like its square: their difference is largest at gain / (2 cost).
+                size *= min(max(gain / (2 * cost), 0.7), 1.25)
+        if LOWEST_CLIP * potential.curvature > LIMITS[0]:
+            break
     return best
 
 
@@ -278,8 +279,8 @@ def _range_of_slope(activation: Activation) -> tuple[float, float]:
 
 def _path(
     groups: Sequence[Pair], sample: Pair, here: Array, x: Array, activation: Activation
-) -> list[tuple[Array, Array]]:
-    """Return pairs (v, c) that maximise 2 b . (c, v) - (c, v)' H (c, v) - 2 penalty sum |c_i| |x_i|^2.
+) -> Iterator[tuple[Array, Array]]:
+    """Yield pairs (v, c) that maximise 2 b . (c, v) - (c, v)' H (c, v) - 2 penalty sum |c_i| |x_i|^2.
 
     b = E_p u f_k, centred, over all particles; H = E <grad u f_k, grad u f_l> over the sample, f_k = h(w_i), theta_a.
     The first member has c = 0; the penalty falls along the path.
@@ -291,12 +292,13 @@ def _path(
     reduced, target = gram[:n, :n] - gram[:n, n:] @ inner[:, 1:], b[:n] - gram[:n, n:] @ inner[:, 0]
     penalty = np.maximum((x * x).sum(axis=1), 1e-12)
     top = float((np.abs(target) / penalty).max())
-    step = 1 / max(float(np.linalg.eigvalsh(reduced)[-1]), 1e-300)
-    c, path = np.zeros(n), []
+    # Where the linear parts span all h(w_i), `reduced` is rounding: below this a step would only amplify it.
+    floor = 1e-10 * max(float(np.linalg.eigvalsh(gram)[-1]), 1e-300)
+    step = 1 / max(float(np.linalg.eigvalsh(reduced)[-1]), floor)
+    c = np.zeros(n)
     for share in PENALTIES:
         c = _lasso(reduced, target, top * share * penalty, c, step)
-        path.append((inner[:, 0] - inner[:, 1:] @ c, c))
-    return path
+        yield inner[:, 0] - inner[:, 1:] @ c, c
 
 
 def _lasso(matrix: Array, target: Array, penalty: Array, start: Array, step: float, iterations: int = 300) -> Array:

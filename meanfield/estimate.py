@@ -37,9 +37,10 @@ def student_factor(replicates: int, probability: float = 0.9772498680518208) -> 
 
 
 def mean_estimate(values: Sequence[float] | np.ndarray, source: str = "") -> Estimate:
-    """Return mean and standard error over replicates; the error is NaN for a single one."""
+    """Return mean and standard error over replicates; the error is NaN for a single one or where one is infinite."""
     v = np.asarray(values, dtype=np.float64)
-    se = float(v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else math.nan
+    known = len(v) > 1 and bool(np.isfinite(v).all())
+    se = float(v.std(ddof=1) / math.sqrt(len(v))) if known else math.nan
     return Estimate(float(v.mean()), se, source)
 
 

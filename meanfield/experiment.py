@@ -4,6 +4,7 @@
 """
 
 import time as clock
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from meanfield.simulate import load, simulate
 from meanfield.units import Unit
 from meanfield.verify import Verification, verify
 
+CONFIG = "config.toml"
 GIGABYTE = 1e9
 # Copies of a cloud that a step holds at once: state, reference, noise, and what is being made of them.
 COPIES = 8
@@ -87,29 +89,26 @@ def is_finished(directory: Path) -> bool:
     return path.exists() and store.read_json(path).get("status") == "finished"
 
 
-def claim(config: RunConfig, directory: Path) -> None:
-    """Make a directory this configuration's, or refuse one that belongs to another.
+def check_claim(config: RunConfig, directory: Path) -> None:
+    """Refuse a directory that belongs to another configuration, holds something else, or could not be written to.
 
     Raises
     ------
     InputError
-        If the directory was made by another configuration, holds something else, or cannot be written to.
+        In each of these cases; nothing is written.
     """
-    path = directory / "config.toml"
-    if path.exists():
-        different = configuration.differences(configuration.load(path), config)
-        if different:
-            raise InputError(
-                f"{directory} was made by another configuration ({'; '.join(different[:3])}"
-                f"{'; ...' if len(different) > 3 else ''}); nothing was overwritten, choose another directory with --out"
-            )
+    store.check_writable(directory)
+    path = directory / CONFIG
+    if not path.exists():
+        if not (directory / "metadata.json").exists():
+            store.refuse_strangers(directory, ())
         return
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file, wanted a directory; choose another with --out")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"{directory} is not empty and is no run directory; choose another with --out")
-    store.prepare(directory)
-    store.write_bytes(path, configuration.dumps(config).encode())
+    different = configuration.differences(configuration.load(path), config)
+    if different:
+        raise InputError(
+            f"{directory} was made by another configuration ({'; '.join(different[:3])}"
+            f"{'; ...' if len(different) > 3 else ''}); nothing was overwritten, choose another directory with --out"
+        )
 
 
 def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: bool = False) -> results.Run:
@@ -121,9 +120,8 @@ def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: boo
         With `verify.json`, `report.html` and `figures/` in its directory.
     """
     begin = clock.perf_counter()
-    store.check_writable(directory)
+    check_claim(config, directory)
     experiment = build(config, backend)
-    claim(config, directory)
     record, test = config.record, experiment.data
     done = simulate(
         experiment.flow,
@@ -139,6 +137,7 @@ def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: boo
         checkpoint_seconds=config.output.checkpoint_seconds,
         quiet=quiet,
         test=None if test.x_test is None or test.y_test is None else (test.x_test, test.y_test),
+        files={CONFIG: configuration.dumps(config)},
         extra={
             "title": config.output.title or directory.name,
             "config": configuration.to_dict(config),
@@ -161,13 +160,10 @@ def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Veri
     store.write_json(directory / "verify.json", verification.records())
     clouds, test = None, None
     if done.clouds:
-        first = done.clouds[0]
-        clouds = (first.origin(), first.z, first.weights)
+        clouds = _picture(done.clouds)
     if "test_prediction" in done.data:
         test = (done.data.test_label.values, done.data.test_prediction.values.mean(0))
-    config_text = (
-        (directory / "config.toml").read_text(encoding="utf-8") if (directory / "config.toml").exists() else ""
-    )
+    config_text = (directory / CONFIG).read_text(encoding="utf-8") if (directory / CONFIG).exists() else ""
     path = page.write(
         directory,
         done.data,
@@ -179,6 +175,18 @@ def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Veri
     )
     _record_report(directory, done, verification, clock.perf_counter() - begin)
     return path, verification
+
+
+def _picture(clouds: Sequence[Cloud]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return particles before and after, all replicates together, for the figure of the cloud.
+
+    The coupled reference has the law of the start and the noise of the end, so the difference shows what was learned.
+    """
+    before = [cloud.origin() if cloud.reference is None else cloud.reference for cloud in clouds]
+    weights = None
+    if clouds[0].weights is not None:
+        weights = np.concatenate([cloud.weights for cloud in clouds]) / len(clouds)
+    return np.concatenate(before), np.concatenate([cloud.z for cloud in clouds]), weights
 
 
 def _record_report(directory: Path, done: results.Run, verification: Verification, seconds: float) -> None:
@@ -193,13 +201,11 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     """Return lines that say where two runs differ and by how much, and whether their numbers are equal bit for bit."""
     a, b = load(first), load(second)
     lines = []
-    if (first / "config.toml").exists() and (second / "config.toml").exists():
-        lines += configuration.differences(
-            configuration.load(first / "config.toml"), configuration.load(second / "config.toml")
-        )
+    if (first / CONFIG).exists() and (second / CONFIG).exists():
+        lines += configuration.differences(configuration.load(first / CONFIG), configuration.load(second / CONFIG))
     equal = True
-    for name in sorted({*a.data.variables, *b.data.variables}):
-        text = _difference(a.data, b.data, str(name))
+    for name in sorted(map(str, {*a.data.variables, *b.data.variables})):
+        text = _difference(a.data, b.data, name)
         equal = equal and not text
         lines += [f"{name}: {text}"] if text else []
     for index, (x, y) in enumerate(zip(a.clouds, b.clouds, strict=False)):

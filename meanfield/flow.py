@@ -27,6 +27,8 @@ TRAIN = ("both", "u", "theta")
 # The step rule of the kernel schemes (see `Flow.propose`): the first step in units of 1 / (kappa lambda_max), growth a
 # step, largest rms kick, largest lam * eta, and how many standard deviations of u the kick must be injective on.
 FIRST_STEP, GROWTH, KICK, DECAY, SLAB = 0.25, 1.5, 0.05, 0.1, 8.0
+# Explicit steps without an account look at the cloud's own kernel once in so many steps.
+RECHECK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +70,9 @@ class Flow:
     account: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            came = type(self.objective).__name__
-            raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {came}")
+        given: object = self.objective
+        if not isinstance(given, Objective):
+            raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {type(given).__name__}")
         if not (math.isfinite(self.lam) and self.lam >= 0):
             raise InputError(f"lam must be finite and at least 0, got {self.lam!r}")
         if self.train not in TRAIN:
@@ -124,7 +126,9 @@ class Flow:
             If particles are not finite afterwards.
         """
         eta = self.propose([cloud]) if eta is None else float(eta)
-        if self.method.explicit and not self.allow_unstable:
+        if not (math.isfinite(eta) and eta > 0):
+            raise InputError(f"a step must have a positive, finite length, got eta = {eta!r} at step {cloud.step}")
+        if self.method.explicit and not self.allow_unstable and not self._known_stable(cloud, eta):
             self.check_stable(cloud, eta)
         return steps.step(self.dynamics._replace(account=self.accounts(cloud)), cloud, eta)
 
@@ -133,8 +137,22 @@ class Flow:
 
         For the square loss kappa lambda_max(H) = 2 alpha^2 lambda_max(H) / n. The kernel schemes have no limit.
         """
-        rate = self.objective.stiffness(cloud, self.train) + self.lam * self.decay
-        return 2 / rate if rate > 0 else math.inf
+        return self._limit(self.objective.stiffness(cloud, self.train), cloud)
+
+    def _limit(self, stiffness: float, cloud: Cloud) -> float:
+        rate = stiffness + self.lam * self.decay
+        # The literal scheme divides its drift by m.
+        return (cloud.m if self.method.literal else 1) * 2 / rate if rate > 0 else math.inf
+
+    def _known_stable(self, cloud: Cloud, eta: float) -> bool:
+        """Return whether the kernel at the start shows that a step is stable.
+
+        Asked only where no account is kept, which forms the cloud's own kernel anyway, and not at every 64th step.
+        """
+        if cloud.step % RECHECK == 0 or self.accounts(cloud):
+            return False
+        stiffness = self.objective.stiffness_start(cloud, self.train)
+        return stiffness is not None and eta <= self._limit(stiffness, cloud)
 
     def check_stable(self, cloud: Cloud, eta: float) -> None:
         """Refuse an explicit step longer than the stability limit."""
@@ -152,8 +170,8 @@ class Flow:
         """Return the length of the next step for replicates that step together.
 
         Explicit schemes take half the stability limit. The kernel schemes start at 0.25 / (kappa lambda_max(H)), grow
-        by 1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05, lam eta / std^2 at most 0.1, and every kick
-        injective for |u| up to 8 standard deviations (or beyond the farthest particle).
+        by 1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05 std, lam eta / std^2 at most 0.1, and
+        every kick injective for |u| up to 8 standard deviations (or beyond the farthest particle).
         """
         if callable(self.eta):
             return float(self.eta(clouds[0].step))

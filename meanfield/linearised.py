@@ -162,4 +162,4 @@ class Linearised(Objective):
             field[:, :-1] = 0
         elif train == "theta":
             field[:, -1] = 0
-        return Moved(cloud.z + cloud.z.dtype.type(eps) * field)
+        return Moved((cloud.z + eps * field).astype(cloud.z.dtype, copy=False))

@@ -123,9 +123,7 @@ def halves(labels: Iterable[int]) -> tuple[Array, Array]:
     return np.flatnonzero(rank % 2 == 0), np.flatnonzero(rank % 2 == 1)
 
 
-def centred_moments(
-    z: Array, reference: Array, weights: Array | None = None, blocks: int = 1
-) -> tuple[Array, Array]:
+def centred_moments(z: Array, reference: Array, weights: Array | None = None, blocks: int = 1) -> tuple[Array, Array]:
     """Return the centred mean mean(Z - Zbar) and second moment I + mean(Z Z' - Zbar Zbar').
 
     Parameters

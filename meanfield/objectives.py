@@ -47,6 +47,10 @@ class Objective:
         """Return the fastest rate of the linearised dynamics; an explicit step must stay below 2 / stiffness."""
         return 0.0
 
+    def stiffness_start(self, cloud: Cloud, train: str = "both") -> float | None:
+        """Return the stiffness at the cloud's Gaussian start where it costs nothing, None elsewhere."""
+        return None
+
     @property
     def network(self) -> Any:
         """The `risk.Risk` whose neurons span the drift, so that the KL account can be kept; None elsewhere."""
@@ -64,7 +68,7 @@ class Objective:
             drift[:, :-1] = 0
         elif train == "theta":
             drift[:, -1] = 0
-        return Moved(cloud.z + cloud.z.dtype.type(eps) * drift)
+        return Moved((cloud.z + eps * drift).astype(cloud.z.dtype, copy=False))
 
     def __add__(self, other: "Objective") -> "Objective":
         """Return the sum of two objectives."""
@@ -104,6 +108,11 @@ class Sum(Objective):
         """Return the sum of the gradients."""
         return np.sum([term.gradient(cloud) for term in self.terms], axis=0)
 
+    @property
+    def full(self) -> Objective:
+        """The sum over all data."""
+        return Sum(tuple(term.full for term in self.terms))
+
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
         """Return the sum of the rates, an upper bound on the rate of the sum."""
         return sum(term.stiffness(cloud, train) for term in self.terms)
@@ -127,6 +136,11 @@ class Scaled(Objective):
     def gradient(self, cloud: Cloud) -> Array:
         """Return the scaled gradient."""
         return self.factor * self.objective.gradient(cloud)
+
+    @property
+    def full(self) -> Objective:
+        """The multiple of the objective over all data."""
+        return Scaled(self.factor, self.objective.full)
 
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
         """Return the scaled rate."""

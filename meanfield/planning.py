@@ -1,10 +1,9 @@
-"""What a run is going to do, worked out and checked before anything runs, and what names it.
+"""What a run is going to do, worked out and checked before anything runs.
 
-`Record` is how a user's own function gets saved; `Plan` holds the times at which something is due; `identity` is all
-that determines the numbers of a run, by which a run directory is recognised.
+`Record` is how a user's own function gets saved; `Plan` holds the times at which something is due. `description` says
+what names a run.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,19 @@ from typing import Any
 import numpy as np
 
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
-from meanfield import ntk
+from meanfield import schemes
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError
 from meanfield.flow import Flow
+from meanfield.inputs import checked
+from meanfield.objectives import Scaled, terms
 from meanfield.observables import Observable, select
 from meanfield.risk import Risk
 
 Array = np.ndarray
 DYADIC_BOUNDS = 8
+# Names in the results that are no observables.
+RESERVED = ("time", "bound_time", "replicate", "sample", "eta", "label", "test_sample", "test_label", "test_prediction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +45,30 @@ class Record:
     function: Callable[[Cloud, Flow], Any]
     name: str = ""
     every: int = 1
-    at: tuple[float, ...] = ()
+    at: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.function.__name__)
-        object.__setattr__(self, "at", tuple(float(t) for t in self.at))
+        object.__setattr__(self, "name", self.name or getattr(self.function, "__name__", ""))
+        object.__setattr__(self, "at", _times(f"at= of the record {self.name!r}", self.at))
         if self.every < 1:
             raise InputError(f"every must be at least 1 step, got {self.every}")
         if not self.name.isidentifier():
             raise InputError(f"the record needs a name that is an identifier, got {self.name!r}; give name='...'")
+
+    def values(self, clouds: Sequence[Cloud], flow: Flow, before: Sequence[Array] | None) -> Array:
+        """Return what the function says of each replicate, shape (R, ...), or refuse what cannot be kept."""
+        try:
+            found = np.asarray([self.function(cloud, flow) for cloud in clouds])
+        except ValueError as error:
+            raise InputError(f"the record {self.name!r} gave no numbers of one shape: {error}") from error
+        if found.dtype.kind not in "biuf":
+            raise InputError(f"the record {self.name!r} must give a number or an array of numbers, not {found.dtype}")
+        if before and np.shape(before[0]) != found.shape:
+            raise InputError(
+                f"the record {self.name!r} must give one shape at all times: {np.shape(before[0])[1:]} came first, "
+                f"then {found.shape[1:]}"
+            )
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +82,25 @@ class Plan:
     snapshots: tuple[float, ...]
     observables: tuple[Observable, ...]
     records: tuple[Record, ...]
+    replicates: int
+
+    @property
+    def rounding(self) -> float:
+        """Times closer than this are one time."""
+        return 1e-12 * self.end
 
     def stops(self) -> list[float]:
-        """Return all times at which something is due, in order."""
+        """Return all times at which something is due, in order, the end last."""
         own = [t for record in self.records for t in record.at]
-        times = {*self.bound_times, *self.snapshots, *own, self.end}
-        return sorted(t for t in times if 0 < t <= self.end)
+        kept: list[float] = []
+        for t in sorted({*self.bound_times, *self.snapshots, *own}):
+            if (kept[-1] if kept else 0.0) + self.rounding < t < self.end - self.rounding:
+                kept.append(t)
+        return [*kept, self.end]
+
+    def due(self, times: Sequence[float], before: float, now: float) -> bool:
+        """Return whether one of the times lies in (before, now], so that every time is due once."""
+        return any(before + self.rounding < t <= now + self.rounding for t in times)
 
 
 def make_plan(
@@ -81,31 +112,47 @@ def make_plan(
     every: int,
     bounds: str | int | Sequence[float],
     snapshots: Sequence[float],
+    replicates: int,
 ) -> Plan:
     """Return the plan of a run, or refuse arguments that make no sense (see `simulate.simulate`)."""
     if (time is None) == (steps is None):
         raise InputError("say how long to run: time=... or steps=..., one of them")
+    for name, value, unit in (("steps", steps, "step"), ("every", every, "step"), ("replicates", replicates, "cloud")):
+        if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+            raise InputError(f"{name} must be a whole number, at least 1 {unit}, got {value!r}")
     if steps is not None:
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, got {steps}")
         if isinstance(flow.eta, str) or callable(flow.eta):
             raise InputError("steps=... needs a fixed eta; with eta='auto' give time=...")
         time = steps * float(flow.eta)
     assert time is not None
     if not (np.isfinite(time) and time > 0):
         raise InputError(f"time must be positive and finite, got {time!r}")
-    if every < 1:
-        raise InputError(f"every must be at least 1 step, got {every}")
     chosen = select(observables)
-    names = [r.name for r in records]
-    clash = {o.name for o in chosen} & set(names) or {n for n in names if names.count(n) > 1}
-    if clash:
-        raise InputError(f"two records are called {sorted(clash)[0]!r}; give one of them another name=")
-    for t in (*snapshots, *(t for r in records for t in r.at)):
+    _check_names(chosen, records)
+    shots = _times("snapshots", snapshots)
+    for t in (*shots, *(t for r in records for t in r.at)):
         if not 0 <= t <= time:
             raise InputError(f"a record is asked for at time {t}, outside of the run's [0, {time}]")
     times = bound_times(float(time), bounds)
-    return Plan(float(time), steps, every, times, tuple(map(float, snapshots)), tuple(chosen), tuple(records))
+    return Plan(float(time), steps, int(every), times, shots, tuple(chosen), tuple(records), int(replicates))
+
+
+def _check_names(chosen: Sequence[Observable], records: Sequence[Record]) -> None:
+    """Refuse records whose names the results have for something else."""
+    taken = set(RESERVED)
+    for item in chosen:
+        taken |= {item.name, f"{item.name}_se", f"{item.name}_source"}
+    for record in records:
+        if record.name in taken:
+            raise InputError(f"two records are called {record.name!r}; give one of them another name=")
+        taken |= {record.name, f"{record.name}_time"}
+
+
+def _times(what: str, times: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(sorted(float(t) for t in times))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be a list of times such as [0.5, 1.0], got {times!r}") from error
 
 
 def bound_times(end: float, bounds: str | int | Sequence[float]) -> tuple[float, ...]:
@@ -118,74 +165,52 @@ def bound_times(end: float, bounds: str | int | Sequence[float]) -> tuple[float,
         if bounds < 0:
             raise InputError(f"the number of bound times must be at least 0, got {bounds}")
         return (0.0, *(end * 2.0**-k for k in range(bounds - 1, -1, -1))) if bounds else ()
-    times = sorted({float(t) for t in bounds})
+    times = sorted(set(_times("bounds", bounds)))
     if times and not (times[0] >= 0 and times[-1] <= end):
         raise InputError(f"bound times must lie in [0, {end}], got {times[0]} to {times[-1]}")
     return tuple(times)
 
 
-def describe_risk(risk: Risk, flow: Flow, cloud: Cloud) -> dict[str, Any]:
-    """Return what theorems need to know of a risk: sizes, scale, suprema of h, extreme eigenvalues of H(p0)."""
-    lowest, highest = ntk.eigenvalue_range(risk.gram_start(cloud.start_std, flow.train))
-    norms = np.linalg.norm(risk.inputs, axis=1)
-    return {
-        "n": risk.n,
-        "d": risk.d,
-        "alpha": risk.alpha,
-        "activation": risk.unit.h.name,
-        "bias": int(risk.unit.bias),
-        "loss_function": risk.loss,
-        "centred": int(risk.centred),
-        "suprema": [float(g) for g in risk.unit.h.suprema],
-        "assumption_4_2_fails": risk.unit.h.fails,
-        "largest_input": float(norms.max()),
-        "largest_label": float(np.abs(risk.y).max()),
-        "ntk_lambda": lowest,
-        "ntk_lambda_max": highest,
-        "ntk_rounding": float(len(norms) * np.finfo(float).eps * max(highest, 0.0)),
-    }
+def check_fits(flow: Flow, cloud: Cloud) -> None:
+    """Refuse a cloud whose particles are not the neurons of the flow's networks."""
+    for term in terms(flow.objective):
+        inner = term.objective if isinstance(term, Scaled) else term
+        risk = inner if isinstance(inner, Risk) else getattr(inner, "risk", None)
+        if isinstance(risk, Risk) and cloud.dimension != risk.inputs.shape[1] + 1:
+            raise InputError(
+                f"the cloud has D = {cloud.dimension} coordinates, a network with {risk.d} inputs"
+                f"{' and a bias' if risk.unit.bias else ''} needs D = {risk.inputs.shape[1] + 1}; "
+                "take gaussian_cloud(m, unit=risk.unit, d=risk.d)"
+            )
 
 
-def identity(flow: Flow, plan: Plan, cloud: Cloud, replicates: int) -> dict[str, Any]:
-    """Return all that determines the numbers of a run, in a form that can be compared and written as JSON."""
-    objective = flow.objective
-    risk = objective.full
-    out: dict[str, Any] = {
-        "objective": type(objective).__name__,
-        "lam": float(flow.lam),
-        "eta": "schedule" if callable(flow.eta) else flow.eta,
-        "scheme": flow.method.name,
-        "train": flow.train,
-        "prior_std": None if flow.prior is None else float(flow.prior.std),
-        "account": bool(flow.account),
-        "allow_unstable": bool(flow.allow_unstable),
-        "start": _digest(cloud.z, cloud.weights),
-        "m": cloud.m,
-        "seed": int(cloud.seed),
-        "replicates": int(replicates),
-        "end": plan.end,
-        "every": plan.every,
-        "bound_times": list(plan.bound_times),
-        "snapshots": list(plan.snapshots),
-        "observables": [item.name for item in plan.observables],
-        "records": [record.name for record in plan.records],
-        "batch": int(getattr(objective, "size", 0)),
-    }
-    if isinstance(risk, Risk):
-        out |= {
-            "data": _digest(risk.x, risk.y),
-            "alpha": float(risk.alpha),
-            "activation": risk.unit.h.name,
-            "bias": bool(risk.unit.bias),
-            "loss": risk.loss,
-            "centred": bool(risk.centred),
-        }
-    return out
+def check_start(flow: Flow, plan: Plan, clouds: Sequence[Cloud]) -> None:
+    """Refuse what the first step would refuse, before anything is written.
+
+    Raises
+    ------
+    InputError
+        If the loss is not finite, or the step is unstable or none.
+    """
+    for cloud in clouds:
+        value = flow.objective.full.value(cloud)
+        if not np.isfinite(value):
+            raise InputError(f"the loss at the start is {value}; check the activation, the data and the particles")
+    eta = min(flow.propose(clouds), plan.end)
+    if not (np.isfinite(eta) and eta > 0):
+        raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step 0")
+    schemes.plan(flow.method, eta, flow.lam, flow.decay, clouds[0].m, clouds[0].reference_variance)
+    if flow.method.explicit and not flow.allow_unstable:
+        for cloud in clouds:
+            flow.check_stable(cloud, eta)
 
 
-def _digest(*arrays: Array | None) -> str:
-    total = hashlib.sha256()
-    for array in arrays:
-        if array is not None:
-            total.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]
+def checked_test(flow: Flow, test: tuple[Array, Array] | None) -> tuple[Array, Array] | None:
+    """Return the test inputs and labels, refused now if they could not be predicted at the end."""
+    full = flow.objective.full
+    if test is None or not isinstance(full, Risk):
+        return None
+    x, y = checked(*test)
+    if x.shape[1] != full.d:
+        raise InputError(f"test inputs have {x.shape[1]} columns, the network was given {full.d}")
+    return x, y

@@ -121,23 +121,26 @@ def w2(data: Any, ax: Any) -> str:
 
     Upper: distance to the coupled reference (same start, same noise, no loss), or Talagrand's inequality
     √(2 KL); lower: Gelbrich's bound from the first two moments [Gelbrich90], or a Kantorovich dual
-    potential. Grey: what the plug-in distance of two subsamples reads, here and for two samples of the same
-    p₀ (where the truth is 0): above a few dimensions it measures the sample size. R is the radius within
-    which Lemma 5.1 of [CCGZ20], with explicit constants, keeps the smallest NTK eigenvalue above Λ/2.
-    Without training both bounds read 0.
+    potential. Grey line or remark: what the plug-in distance of two subsamples reads, here and for two
+    samples of the same p₀ (where the truth is 0): above a few dimensions it measures the sample size. R is
+    the radius within which Lemma 5.1 of [CCGZ20], with explicit constants, keeps the smallest NTK
+    eigenvalue above Λ/2. Without training both bounds read 0.
     """
     title = _bracket(data, ax, "w2", "W₂(pₜ, p₀)", PURPLE)
     b = readings.bracket(data, "w2")
-    shown = [b.lower, b.upper]
-    for name, style, side, text in (
-        ("w2_plugin", "-.", "bottom", "plug-in W₂ of two samples reads this"),
-        ("w2_plugin_null", ":", "top", "... and this where the truth is 0"),
+    shown, readout = [b.lower, b.upper], []
+    for name, style, text in (
+        ("w2_plugin", "-.", "plug-in W₂ reads"),
+        ("w2_plugin_null", ":", "where the truth is 0 it reads"),
     ):
         if readings.recorded(data, name):
             values = readings.at_bounds(data, name)
             ax.plot(b.t, values, color=GREY, ls=style, lw=1.5)
-            ax.annotate(text, (b.t[0], values[0]), (2, 3 if side == "bottom" else -3), **canvas.beside(side))
-            shown.append(values)
+            readout.append(f"{text} {number(values[-1])}")
+            # A plug-in far above the bracket would squeeze it; then its reading is told, not drawn.
+            shown += [values] if np.nanmax(values) < 6 * np.nanmax(b.upper) else []
+    if readout:
+        canvas.note(ax, ("↑ " if len(shown) == 2 else "grey: ") + "; ".join(readout), "upper left")
     low, high = canvas.positive_limits(*shown, room=2.0)
     R, remark = readings.radius(data), ""
     if R is not None and R > low / 30:
@@ -219,8 +222,10 @@ def kernel(data: Any, ax: Any) -> str:
     ax.set_ylabel(r"smallest NTK eigenvalue")
     ax.legend(loc="lower left", ncols=2)
     worst = float(np.nanmin(mean))
+    if worst >= Lambda:
+        return "The smallest NTK eigenvalue does not fall below Λ"
     if worst >= Lambda / 2:
-        return f"The smallest NTK eigenvalue keeps {number(100 * worst / Lambda, 2)} % of Λ or more"
+        return f"The smallest NTK eigenvalue keeps {int(100 * worst / Lambda)} % of Λ or more"
     return f"The smallest NTK eigenvalue falls below Λ/2, at t = {number(t[int(np.nanargmin(mean))])}"
 
 

@@ -231,7 +231,7 @@ def _facts(data: Any) -> list[tuple[str, str]]:
             out.append((what, f"{number(low)} – {number(high)}"))
     if readings.recorded(data, "ntk_eigenvalue_min"):
         share = float(data.ntk_eigenvalue_min.values.mean(0).min()) / readings.Lambda(data)
-        out.append(("of Λ kept by the NTK", f"{number(100 * share, 2)} %"))
+        out.append(("of Λ kept by the NTK", f"{int(100 * share)} %"))
     return out
 
 

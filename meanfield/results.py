@@ -44,6 +44,11 @@ class Recorder:
         else:
             self.add(name, result)
 
+    def extend(self, row: "Recorder") -> None:
+        """Append the rows of another recorder."""
+        for name, values in row.columns.items():
+            self.columns.setdefault(name, []).extend(values)
+
     def arrays(self) -> dict[str, Array]:
         """Return the columns as arrays, for a checkpoint."""
         return {name: np.asarray(values) for name, values in self.columns.items()}
@@ -160,19 +165,28 @@ def dataset(
         if own in dims:
             coords[own] = np.asarray(recorder.columns[f"at.{name}"])
     if labels is not None:
+        coords["sample"] = np.arange(len(labels))
         variables["label"] = (("sample",), labels, {"long_name": "label y"})
     return xarray.Dataset(variables, coords, attrs)
 
 
 def _dims(name: str, array: Array, item: Observable | None, recorder: Recorder) -> tuple[str, ...]:
     """Return the dimensions of a column: (replicate, time, ...) unless it is pooled over replicates."""
-    if item is None and f"at.{name}" in recorder.columns:
+    if f"at.{name}" in recorder.columns:
         rest = tuple(f"{name}_{k}" for k in range(array.ndim - 2))
         return ("replicate", f"{name}_time", *rest)
     if item is None:
         return ("time",)
     when = "bound_time" if item.costly else "time"
     return (when, *item.dims) if item.pooled else ("replicate", when, *item.dims)
+
+
+def with_test(data: "xarray.Dataset", predictions: Sequence[Array], labels: Array) -> "xarray.Dataset":
+    """Return the Dataset with what each replicate predicts on test inputs at the end."""
+    return data.assign(
+        test_prediction=(("replicate", "test_sample"), np.array(predictions), {"long_name": "output on test inputs"}),
+        test_label=(("test_sample",), np.asarray(labels, dtype=np.float64), {"long_name": "test label y"}),
+    )
 
 
 def versions() -> dict[str, str]:

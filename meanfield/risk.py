@@ -221,10 +221,19 @@ class Risk(Objective):
         return memo[key]
 
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
-        """Return kappa max(dr/df) lambda_max(H): from the cloud's Gram matrix if it is known, else from p0's."""
+        """Return kappa max(dr/df) lambda_max(H) of the cloud."""
         gram = self.measure(cloud, train).gram
         assert gram is not None
         return self.kappa * float(self.curvature(np.zeros(self.n)).max()) * ntk.largest_eigenvalue(gram)
+
+    def stiffness_start(self, cloud: Cloud, train: str = "both") -> float | None:
+        """Return kappa max(dr/df) lambda_max(H) at the Gaussian start, None where the start is another."""
+        if cloud.start is not None:
+            return None
+        key = (cloud.start_std, train, "largest")
+        if key not in self._start:
+            self._start[key] = ntk.largest_eigenvalue(self.gram_start(cloud.start_std, train))
+        return self.kappa * float(self.curvature(np.zeros(self.n)).max()) * self._start[key]
 
     def gram_start(self, std: float = 1.0, train: str = "both") -> Array:
         """Return H at the Gaussian start N(0, std^2 I), closed form or Mehler series."""
@@ -322,6 +331,11 @@ class Minibatch(Objective):
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
         """Return the rate of the full risk times n / size, above which no batch goes."""
         return self.risk.stiffness(cloud, train) * self.risk.n / self.size
+
+    def stiffness_start(self, cloud: Cloud, train: str = "both") -> float | None:
+        """Return the same at the Gaussian start, None where the start is another."""
+        rate = self.risk.stiffness_start(cloud, train)
+        return None if rate is None else rate * self.risk.n / self.size
 
     def residual(self, cloud: Cloud) -> Array:
         """Return the residual that stands for the batch in a sum over all samples: n / size r on it, 0 elsewhere."""

@@ -43,7 +43,8 @@ class Scheme(NamedTuple):
 class Plan(NamedTuple):
     """The parts of one step: lengths of the kicks, the channel, and what it does to a mean.
 
-    To first order the channel changes E psi by `noise_time` E Laplace psi - `decay_time` E z . grad psi.
+    The channel is an Ornstein-Uhlenbeck flow over the time `decay_time` = -log c, along which E psi moves at the rate
+    E[v Laplace psi - z . grad psi], v = sigma^2 / (1 - c^2), `noise_time` = v `decay_time`: exact for every scheme.
     """
 
     before: float
@@ -84,7 +85,7 @@ def plan(scheme: Scheme, eta: float, lam: float, decay: float, m: int, variance:
     share = 1.0 / m if scheme.literal else 1.0
     rate = lam * decay * share
     if scheme.exact_decay:
-        c = math.exp(-rate * eta)
+        c, decay_time = math.exp(-rate * eta), rate * eta
         sigma2 = -math.expm1(-2 * rate * eta) / decay if rate else 2 * lam * eta
         length = -math.expm1(-rate * eta) / rate if rate else eta
     else:
@@ -94,10 +95,12 @@ def plan(scheme: Scheme, eta: float, lam: float, decay: float, m: int, variance:
                 f"eta * lam = {rate * eta:.3g} makes the decay of an Euler step overshoot; "
                 f"take eta below {1 / rate:.3g}"
             )
+        decay_time = -math.log1p(-rate * eta)
     channel = Channel(c, math.sqrt(sigma2), variance)
+    noise_time = sigma2 * decay_time / -math.expm1(-2 * decay_time) if decay_time else 0.5 * sigma2
     if scheme.explicit:
-        return Plan(length / c, channel, 0.0, lam * eta, rate * eta)
-    return Plan(0.5 * eta, channel, 0.5 * eta, lam * eta, rate * eta)
+        return Plan(length / c, channel, 0.0, noise_time, decay_time)
+    return Plan(0.5 * eta, channel, 0.5 * eta, noise_time, decay_time)
 
 
 def mean_residual(

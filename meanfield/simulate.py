@@ -6,23 +6,23 @@ A run with a directory goes on from its last checkpoint when it is called again,
 that was never stopped. To drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your own.
 """
 
-import signal
-import threading
+import contextlib
+import math
 import time as clock
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meanfield import parallel, progress, results, store
+from meanfield import parallel, progress, results, signals, store
 from meanfield.cloud import Cloud
+from meanfield.description import describe, identity
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
-from meanfield.flow import Flow
+from meanfield.flow import AUTO, Flow
 from meanfield.observables import Observable, Unavailable
-from meanfield.planning import Plan, Record, describe_risk, identity, make_plan
+from meanfield.planning import Plan, Record, check_fits, check_start, checked_test, make_plan
 from meanfield.results import Recorder, Run
 from meanfield.risk import Risk
 
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 @dataclass(eq=False)
 class Progress:
-    """What changes while the loop runs."""
+    """What changes while the loop runs; clouds and records always belong together."""
 
     clouds: list[Cloud]
     recorder: Recorder
@@ -43,7 +43,7 @@ class Progress:
         """The time of equation (3.4)."""
         return self.clouds[0].time
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the seconds spent inside to a part's timing."""
         begin = clock.perf_counter()
@@ -70,7 +70,8 @@ def simulate(
     quiet: bool = False,
     on_failure: str = "raise",
     test: tuple[Array, Array] | None = None,
-    extra: dict[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Run:
     """Move replicates of a cloud along a flow and return what was recorded.
 
@@ -92,7 +93,8 @@ def simulate(
         Cheap observables are recorded at every so many steps.
     bounds : "auto", int or sequence of float
         Times of the costly ones: 0 and `time` 2^-k, k = 7..0, by default; an int gives the number of dyadic times, 0
-        none at all.
+        none at all. Step lengths chosen by "auto" end on them; a fixed grid is not cut, and the first step that
+        reaches a time stands for it.
     snapshots : sequence of float
         Times at which the clouds are written to `cloud_<step>.npz`.
     directory : path, optional
@@ -101,61 +103,78 @@ def simulate(
         "raise" or "return": what to do with a run that diverged or was interrupted, once it is saved.
     test : tuple of ndarray, optional
         Inputs and labels to predict at the end: `test_prediction` and `test_label` of the results.
+    extra : mapping, optional
+        More to be kept in metadata.json.
+    files : mapping, optional
+        Texts to be laid into the run directory when it is made, by file name.
 
     Raises
     ------
     InputError
-        If arguments make no sense, or the directory holds another run.
+        If arguments make no sense, or the directory holds another run; then nothing was written.
     DivergedError, Interrupted
         With everything recorded so far saved (and in the error's `run`), unless `on_failure` is "return".
     """
     begin = clock.perf_counter()
-    plan = make_plan(flow, time, steps, observables, records, every, bounds, snapshots)
-    if replicates < 1:
-        raise InputError(f"replicates must be at least 1, got {replicates}")
     if on_failure not in ("raise", "return"):
         raise InputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
-    loop = _Loop(flow, plan, cloud, replicates, directory, checkpoint_seconds, quiet, extra or {}, test)
+    plan = make_plan(flow, time, steps, observables, records, every, bounds, snapshots, replicates)
+    check_fits(flow, cloud)
+    if plan.snapshots and directory is None:
+        raise InputError("snapshots are written to the run directory: give directory='...'")
+    keeping = Keeping(
+        None if directory is None else Path(directory), checkpoint_seconds, quiet, dict(extra or {}), dict(files or {})
+    )
+    loop = _Loop(flow, plan, cloud, keeping, checked_test(flow, test))
     finished = loop.already_finished()
     if finished is not None:
         return finished
-    with parallel.single_threaded_blas(), _signals() as caught:
+    with parallel.single_threaded_blas(), signals.collected() as caught:
         loop.open()
         loop.state.timings.setdefault("start", clock.perf_counter() - begin)
         return loop.run(caught, on_failure)
+
+
+@dataclass(frozen=True, eq=False)
+class Keeping:
+    """How a run is kept: where, how often, what more."""
+
+    directory: Path | None
+    checkpoint_seconds: float
+    quiet: bool
+    extra: dict[str, Any]
+    files: dict[str, str]
 
 
 class _Loop:
     """One run of `simulate`: everything that changes is in `state`."""
 
     def __init__(
-        self,
-        flow: Flow,
-        plan: Plan,
-        cloud: Cloud,
-        replicates: int,
-        directory: str | Path | None,
-        checkpoint_seconds: float,
-        quiet: bool,
-        extra: dict[str, Any],
-        test: tuple[Array, Array] | None,
+        self, flow: Flow, plan: Plan, cloud: Cloud, keeping: Keeping, test: tuple[Array, Array] | None
     ) -> None:
-        self.flow, self.plan, self.start, self.replicates = flow, plan, cloud, replicates
-        self.directory = None if directory is None else Path(directory)
-        self.checkpoint_seconds, self.quiet, self.extra, self.test = checkpoint_seconds, quiet, extra, test
-        self.identity = identity(flow, plan, cloud, replicates)
+        self.flow, self.plan, self.start, self.keeping, self.test = flow, plan, cloud, keeping, test
+        self.directory = keeping.directory
+        self.identity = identity(flow, plan, cloud)
         self.state = Progress([], Recorder())
         self.stops = plan.stops()
         self.saved_at = clock.perf_counter()
+        self.attributes: dict[str, Any] = {}
 
     # Directory -------------------------------------------------------------------------------------------------
 
     def already_finished(self) -> Run | None:
         """Return the run that the directory holds if it is finished; refuse a directory of another run."""
-        if self.directory is None or not (self.directory / "metadata.json").exists():
+        if self.directory is None:
+            return None
+        if not (self.directory / "metadata.json").exists():
+            store.refuse_strangers(self.directory, self.keeping.files)
             return None
         metadata = store.read_json(self.directory / "metadata.json")
-        other = metadata.get("identity", {})
+        self.refuse_other(metadata.get("identity", {}))
+        return load(self.directory, self.flow) if metadata.get("status") == "finished" else None
+
+    def refuse_other(self, other: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run that something else determines."""
         different = [k for k in self.identity if other.get(k) != self.identity[k]]
         if different:
             k = different[0]
@@ -163,24 +182,26 @@ class _Loop:
                 f"{self.directory} holds another run: {k} was {other.get(k)!r} there and is {self.identity[k]!r} here "
                 f"({len(different)} differ); nothing was overwritten, choose another directory"
             )
-        return load(self.directory, self.flow) if metadata.get("status") == "finished" else None
 
     def open(self) -> None:
-        """Take the clouds from the last checkpoint, or make them and record the start."""
-        found = None
-        if self.directory is not None:
-            store.prepare(self.directory)
-            found = store.read_checkpoint(self.directory)
+        """Take the clouds from the last checkpoint, or make them; nothing is written before all is checked."""
+        found = None if self.directory is None else store.read_checkpoint(self.directory)
         if found is not None:
             clouds, records, saved = found
+            self.refuse_other(saved["identity"])
             self.state = Progress(clouds, Recorder.restore(records), saved["absent"], saved["timings"])
-            return
-        clouds = [self.start.replicated(self.start.replicate + r) for r in range(self.replicates)]
-        self.state = Progress(clouds, Recorder())
-        self.flow.propose(clouds)  # a wrong eta or scheme is refused before anything is written
+        else:
+            start, plan = self.start, self.plan
+            self.state.clouds = [start.replicated(start.replicate + r) for r in range(plan.replicates)]
+            check_start(self.flow, plan, self.state.clouds)
+        self.attributes = {"title": self.keeping.extra.get("title", "noisy gradient descent of a two-layer network")}
+        self.attributes |= describe(self.flow, self.plan, self.state.clouds[0])
         if self.directory is not None:
+            store.prepare(self.directory)
+            for name, text in self.keeping.files.items():
+                if not (self.directory / name).exists():
+                    store.write_bytes(self.directory / name, text.encode())
             self.describe("running", "")
-        self.record()
 
     def describe(self, status: str, message: str) -> dict[str, Any]:
         """Return the metadata, and write it if there is a directory."""
@@ -192,7 +213,7 @@ class _Loop:
             "machine": results.machine(),
             "timings": {k: round(v, 4) for k, v in self.state.timings.items()},
             "absent": self.state.absent,
-            **self.extra,
+            **self.keeping.extra,
         }
         if self.directory is not None:
             store.write_json(self.directory / "metadata.json", metadata)
@@ -202,181 +223,159 @@ class _Loop:
         """Write a checkpoint if there is a directory."""
         if self.directory is None:
             return
-        with self.state.timed("checkpoint"):
-            state = {"absent": self.state.absent, "timings": self.state.timings}
-            store.write_checkpoint(self.directory, self.state.clouds, self.state.recorder.arrays(), state)
+        state = self.state
+        with state.timed("checkpoint"):
+            saved = {"absent": state.absent, "timings": state.timings, "identity": self.identity}
+            store.write_checkpoint(self.directory, state.clouds, state.recorder.arrays(), saved)
         self.saved_at = clock.perf_counter()
 
     # Loop ------------------------------------------------------------------------------------------------------
 
     def run(self, caught: list[int], on_failure: str) -> Run:
         """Step until the end; whatever happens, what was recorded is kept."""
-        meter = progress.meter(self.plan.end, quiet=self.quiet)
-        status = "finished"
         failure: MeanfieldError | None = None
+        status = "finished"
         try:
-            while self.state.time < self.plan.end:
-                if caught:
-                    now = f"{self.state.time:.6g}"
-                    raise Interrupted(f"stopped by signal {caught[0]} at time {now}; run again to go on")
-                with self.state.timed("steps"):
-                    self.step()
-                self.record()
-                meter.update(self.state.time, self.state.clouds[0].step, self.last_loss())
-                if clock.perf_counter() - self.saved_at >= self.checkpoint_seconds:
-                    self.checkpoint()
+            self.advance(caught)
         except Interrupted as error:
             status, failure = "interrupted", error
         except DivergedError as error:
             status, failure = "diverged", error
+        except Exception as error:
+            with contextlib.suppress(MeanfieldError):
+                self.close("failed", f"{type(error).__name__}: {error}")
+            raise
+        run = self.close(status, "" if failure is None else str(failure))
+        if failure is not None and on_failure == "raise":
+            failure.run = run  # type: ignore[attr-defined]
+            raise failure
+        return run
+
+    def advance(self, caught: list[int]) -> None:
+        """Record the start, then step and record until the end or a signal."""
+        state = self.state
+        meter = progress.meter(self.plan.end, quiet=self.keeping.quiet)
+        try:
+            if not state.recorder.columns:
+                self.record(state.clouds, -math.inf)
+            while state.time < self.plan.end:
+                if caught:
+                    now = f"{state.time:.6g}"
+                    raise Interrupted(f"stopped by signal {caught[0]} at time {now}; run again to go on")
+                with state.timed("steps"), self.checked_numbers(True):
+                    moved = self.moved()
+                self.record(moved, state.time)
+                meter.update(state.time, state.clouds[0].step, self.last_loss())
+                if clock.perf_counter() - self.saved_at >= self.keeping.checkpoint_seconds:
+                    self.checkpoint()
         finally:
             meter.close()
-        return self.close(status, failure, on_failure)
 
-    def step(self) -> None:
-        """Move all replicates by one common step that ends on the next stop or short of it."""
+    def moved(self) -> list[Cloud]:
+        """Return all replicates after one common step that ends on the next stop or short of it."""
         flow, clouds = self.flow, self.state.clouds
-        eta = flow.propose(clouds)
-        fixed = flow.eta != "auto"
-        end = self.plan.end if fixed else next(t for t in self.stops if t > self.state.time)
-        remaining = end - self.state.time
-        if eta >= remaining * (1 - 1e-9):
-            eta, lands = remaining, True
-        else:
-            # Two equal steps rather than a long one and a sliver.
-            eta, lands = (eta if fixed or 2 * eta <= remaining else remaining / 2), False
+        eta, stop = self.length(flow.propose(clouds))
         moved = [flow.step(cloud, eta) for cloud in clouds]
-        self.state.clouds = [self._landed(cloud, end) for cloud in moved] if lands else moved
+        return moved if stop is None else [self._landed(cloud, stop) for cloud in moved]
 
-    def _landed(self, cloud: Cloud, end: float) -> Cloud:
-        if cloud.time == end:
+    def length(self, eta: float) -> tuple[float, float | None]:
+        """Return the length of the next step, given what the flow proposes, and the stop that it ends on if any."""
+        plan, now, step = self.plan, self.state.time, self.state.clouds[0].step
+        if not (math.isfinite(eta) and eta > 0):
+            raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step {step}")
+        if self.flow.eta != AUTO:
+            # A fixed grid is cut by nothing but the end; sums of eta are off by rounding.
+            last = step + 1 == plan.steps or abs(plan.end - now - eta) <= 1e-6 * eta
+            if last or (plan.steps is None and eta > plan.end - now):
+                return (eta if last else plan.end - now), plan.end
+            return eta, None
+        stop = next(t for t in self.stops if t > now + plan.rounding or t == plan.end)
+        if eta >= (stop - now) * (1 - 1e-9):
+            return stop - now, stop
+        # Two equal steps rather than a long one and a sliver.
+        return (eta if 2 * eta <= stop - now else (stop - now) / 2), None
+
+    def _landed(self, cloud: Cloud, stop: float) -> Cloud:
+        if cloud.time == stop:
             return cloud
-        exact = cloud.replace(time=end)
+        exact = cloud.replace(time=stop)
         if self.flow.objective.network is not None:
             self.flow.objective.network.remember(exact, cloud)
         return exact
+
+    @contextlib.contextmanager
+    def checked_numbers(self, begun: bool) -> Iterator[None]:
+        """Turn what cannot be computed any more into a divergence; of the start it is bad input."""
+        try:
+            yield
+        except DivergedError:
+            raise
+        except (InputError, ArithmeticError, np.linalg.LinAlgError) as error:
+            if not begun:
+                raise InputError(f"the start cannot be measured: {error}") from error
+            what = "" if isinstance(error, InputError) else "the numbers broke down, "
+            raise DivergedError(f"stopped after time {self.state.time:.6g}: {what}{error}") from error
 
     def last_loss(self) -> float:
         """Return the last recorded loss, or NaN."""
         values = self.state.recorder.columns.get("loss")
         return float(np.mean(values[-1])) if values else float("nan")
 
-    def close(self, status: str, failure: MeanfieldError | None, on_failure: str) -> Run:
-        """Save what there is, and return or raise."""
-        message = "" if failure is None else str(failure)
-        data = results.dataset(self.state.recorder, self.plan.observables, self.attrs(status), self.labels())
-        data = self.with_test(data)
+    def close(self, status: str, message: str) -> Run:
+        """Save what there is and return it."""
+        state = self.state
+        attrs = {**self.attributes, "status": status, "steps": state.clouds[0].step}
+        full = self.flow.objective.full
+        labels = full.y if isinstance(full, Risk) else None
+        data = results.dataset(state.recorder, self.plan.observables, attrs, labels)
+        if self.test is not None and isinstance(full, Risk):
+            data = results.with_test(data, [full.predict(c, self.test[0]) for c in state.clouds], self.test[1])
         if self.directory is not None:
             self.checkpoint()
             store.write_dataset(self.directory / "records.nc", data)
-        run = Run(data, self.state.clouds, self.flow, status, message, self.describe(status, message), self.directory)
-        if failure is not None and on_failure == "raise":
-            failure.run = run  # type: ignore[attr-defined]
-            raise failure
-        return run
-
-    def with_test(self, data: Any) -> Any:
-        """Return the Dataset with predictions on the test inputs at the end, if there are any."""
-        risk = self.flow.objective.full
-        if self.test is None or not isinstance(risk, Risk):
-            return data
-        x, y = self.test
-        predictions = np.array([risk.predict(cloud, x) for cloud in self.state.clouds])
-        return data.assign(
-            test_prediction=(("replicate", "test_sample"), predictions, {"long_name": "network output on test inputs"}),
-            test_label=(("test_sample",), np.asarray(y, dtype=np.float64), {"long_name": "test label y"}),
-        )
+        return Run(data, state.clouds, self.flow, status, message, self.describe(status, message), self.directory)
 
     # Records ---------------------------------------------------------------------------------------------------
 
-    def record(self) -> None:
-        """Record what is due at the present step and time."""
-        step, now = self.state.clouds[0].step, self.state.time
-        costly = self._due(self.plan.bound_times)
-        cheap = step % self.plan.every == 0 or costly or now >= self.plan.end
-        if cheap:
-            self.state.recorder.add("time", now)
-            self.state.recorder.add("eta", self.state.clouds[0].eta)
-            self._measure(False, "records")
+    def record(self, clouds: list[Cloud], before: float) -> None:
+        """Make `clouds` the state, with all that is due after the time `before`; both or neither."""
+        plan, state, row = self.plan, self.state, Recorder()
+        step, now = clouds[0].step, clouds[0].time
+        costly = plan.due(plan.bound_times, before, now)
+        if step % plan.every == 0 or costly or now >= plan.end:
+            row.add("time", now)
+            row.add("eta", clouds[0].eta)
+            self._measure(row, clouds, False, "records")
         if costly:
-            self.state.recorder.add("bound_time", now)
-            self._measure(True, "bounds")
-            self._check_stability()
-        for record in self.plan.records:
-            if self._due(record.at) or (not record.at and (step % record.every == 0 or now >= self.plan.end)):
-                self.state.recorder.add(f"at.{record.name}", now)
-                self.state.recorder.add(record.name, [record.function(c, self.flow) for c in self.state.clouds])
-        if self.directory is not None and self._due(self.plan.snapshots):
-            store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(self.state.clouds))
+            row.add("bound_time", now)
+            self._measure(row, clouds, True, "bounds")
+        for record in plan.records:
+            if plan.due(record.at, before, now) or (not record.at and (step % record.every == 0 or now >= plan.end)):
+                row.add(f"at.{record.name}", now)
+                row.add(record.name, record.values(clouds, self.flow, state.recorder.columns.get(record.name)))
+        if self.directory is not None and plan.due(plan.snapshots, before, now):
+            store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(clouds))
+        state.clouds = clouds
+        state.recorder.extend(row)
 
-    def _due(self, times: Sequence[float]) -> bool:
-        """Return whether one of the times was passed by the step just made (or is the start)."""
-        cloud = self.state.clouds[0]
-        if cloud.step == 0:
-            return 0.0 in times
-        before = cloud.time - cloud.eta * (1 - 1e-9)
-        return any(before < t <= cloud.time * (1 + 1e-12) for t in times)
-
-    def _measure(self, costly: bool, part: str) -> None:
-        with self.state.timed(part):
+    def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str) -> None:
+        with self.state.timed(part), self.checked_numbers(clouds[0].step > 0):
             for item in self.plan.observables:
                 if item.costly == costly and item.name not in self.state.absent:
-                    self._measure_one(item)
+                    self._measure_one(row, clouds, item)
 
-    def _measure_one(self, item: Observable) -> None:
-        clouds = self.state.clouds
+    def _measure_one(self, row: Recorder, clouds: list[Cloud], item: Observable) -> None:
         try:
             if item.pooled:
                 value = item.function(tuple(clouds), self.flow)
             else:
                 value = [item.function(cloud, self.flow) for cloud in clouds]
         except Unavailable as reason:
-            self.state.absent[item.name] = str(reason)
             if item.name in self.state.recorder.columns:
                 raise DivergedError(f"'{item.name}' could be measured before and cannot any more: {reason}") from reason
+            self.state.absent[item.name] = str(reason)
             return
-        self.state.recorder.add_result(item.name, value)
-
-    def _check_stability(self) -> None:
-        """Stop an explicit run whose kernel has grown so that its step is not stable any more."""
-        flow = self.flow
-        if not flow.method.explicit or flow.allow_unstable or not self.state.clouds[0].eta:
-            return
-        for cloud in self.state.clouds:
-            try:
-                flow.check_stable(cloud, cloud.eta)
-            except InputError as error:
-                raise DivergedError(str(error)) from error
-
-    # Description -----------------------------------------------------------------------------------------------
-
-    def labels(self) -> Array | None:
-        """Return the labels, for the records to be checked against."""
-        full = self.flow.objective.full
-        return full.y if isinstance(full, Risk) else None
-
-    def attrs(self, status: str) -> dict[str, Any]:
-        """Return the attributes of the Dataset: what a reader needs to check the records."""
-        cloud = self.state.clouds[0]
-        out: dict[str, Any] = {
-            "title": self.extra.get("title", "noisy gradient descent of a two-layer network"),
-            "status": status,
-            "m": cloud.m,
-            "D": cloud.dimension,
-            "replicates": self.replicates,
-            "lam": self.flow.lam,
-            "scheme": self.flow.method.name,
-            "train": self.flow.train,
-            "decay": self.flow.decay,
-            "seed": str(cloud.seed),
-            "steps": cloud.step,
-            "end": self.plan.end,
-            "dtype": cloud.z.dtype.name,
-        }
-        risk = self.flow.objective.full
-        if isinstance(risk, Risk):
-            out |= describe_risk(risk, self.flow, cloud)
-        return out
+        row.add_result(item.name, value)
 
 
 def load(directory: str | Path, flow: Flow | None = None) -> Run:
@@ -391,26 +390,6 @@ def load(directory: str | Path, flow: Flow | None = None) -> Run:
     metadata = store.read_json(directory / "metadata.json")
     data = store.read_dataset(directory / "records.nc")
     found = store.read_checkpoint(directory)
-    clouds = [] if found is None else found[0]
+    # Records of an interruption lie beside later checkpoints while the run goes on: then clouds do not belong to them.
+    clouds = found[0] if found is not None and found[0][0].step == data.attrs.get("steps") else []
     return Run(data, clouds, flow, metadata.get("status", "?"), metadata.get("message", ""), metadata, directory)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; only the main thread may."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step to end
-        caught.append(number)
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

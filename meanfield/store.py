@@ -14,7 +14,7 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ from meanfield.errors import InputError
 
 Array = np.ndarray
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
+PROBE, WRITING = ".probe", ".writing"
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
 _ARRAYS = ("z", "weights", "reference", "start")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it into place."""
-    temporary = path.with_name(path.name + ".writing")
+    temporary = path.with_name(path.name + WRITING)
     try:
         with open(temporary, "wb") as handle:
             handle.write(content)
@@ -40,18 +41,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+        ) from error
 
 
 def prepare(directory: Path) -> None:
     """Make the directory and check that it can be written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_bytes(directory / ".probe", b"")
-        (directory / ".probe").unlink()
+        write_bytes(directory / PROBE, b"")
+        (directory / PROBE).unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write to the run directory {directory}: {error.strerror}; choose another with --out"
+            f"cannot write to the run directory {directory}: {error.strerror or error}; choose another with --out"
         ) from error
 
 
@@ -70,6 +73,24 @@ def check_writable(directory: Path) -> None:
         raise InputError(f"{nearest} is a file, wanted a directory; choose another run directory with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to {nearest}: permission denied; choose another run directory with --out")
+
+
+def refuse_strangers(directory: Path, ours: Collection[str]) -> None:
+    """Refuse a path that is a file, or a directory that holds anything but the files called `ours`.
+
+    What an attempt that was killed early leaves behind is no stranger.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise InputError(f"{directory} is a file, wanted a directory; choose another run directory")
+    names = sorted(p.name for p in directory.iterdir())
+    found = [name for name in names if name not in (*ours, PROBE) and not name.endswith(WRITING)]
+    if found:
+        raise InputError(
+            f"{directory} is not empty and is no run directory (it holds {found[0]}); nothing was overwritten, "
+            "choose another directory"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,7 +144,7 @@ def unpack_cloud(arrays: dict[str, Array], prefix: str) -> Cloud:
     values: dict[str, Any] = {name: arrays[f"{prefix}.{name}"].item() for name in _SCALARS}
     for name in _ARRAYS:
         values[name] = arrays.get(f"{prefix}.{name}")
-    account = {}
+    account: dict[str, Any] = {}
     for entry in dataclasses.fields(Account):
         value = arrays[f"{prefix}.account.{entry.name}"]
         account[entry.name] = value.item() if value.ndim == 0 else value
@@ -206,14 +227,16 @@ def read_checkpoint(directory: Path) -> tuple[list[Cloud], dict[str, Array], dic
 
 def write_dataset(path: Path, data: Any) -> None:
     """Write an xarray Dataset as NetCDF-4 under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + ".writing")
+    temporary = path.with_name(path.name + WRITING)
     try:
         data.to_netcdf(temporary, engine="h5netcdf")
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another directory with --out") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+        ) from error
 
 
 def read_dataset(path: Path) -> Any:

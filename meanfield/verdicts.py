@@ -24,7 +24,7 @@ class Verdict:
     """What one statement says on one run.
 
     `margin` is bound - measured (or measured - bound for a lower bound) where it is smallest, at `time`; positive is
-    good, and it is what the verdict was made from, errors included.
+    good, and it is what the verdict was made from: errors are taken off, but added where it says violated.
     """
 
     statement: str
@@ -92,28 +92,68 @@ def judge(
     lower: bool = False,
     note: str = "",
 ) -> Verdict:
-    """Return the verdict on measured <= bound (>= if `lower`) at all times, with a safe error on the difference."""
-    measured, bound, times = (np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in (measured, bound, times))
-    error = np.broadcast_to(np.nan_to_num(np.asarray(error, dtype=np.float64), posinf=0.0), measured.shape)
+    """Return the verdict on measured <= bound (>= if `lower`) at all times, with a safe error on the difference.
+
+    An infinite error (that of a single replicate) leaves the statement inconclusive; NaN is not judged.
+    """
+    measured, bound, error = _columns(times, measured, bound, error)
     gap = measured - bound if lower else bound - measured
-    usable = ~np.isnan(gap)
-    # At the start both sides are often equal by definition, which says nothing where later times do.
-    trivial = (times == 0) & (measured == bound)
-    usable = usable & ~trivial if (usable & ~trivial).any() else usable
+    return decide(statement, description, measured, bound, times, sure=gap - error, possible=gap + error, note=note)
+
+
+def brackets(
+    statement: str, description: str, lower: Array, upper: Array, error: Array, times: Array, note: str = ""
+) -> Verdict:
+    """Return the verdict on whether two measured bounds leave room: lower <= upper.
+
+    Tight bounds cross by chance, so the statement holds if they cross by no more than their errors together, and is
+    violated if they do by more than twice that.
+    """
+    lower, upper, error = _columns(times, lower, upper, error)
+    sure = np.where(np.isinf(error), -np.inf, upper - lower + error)
+    return decide(
+        statement, description, lower, upper, times, sure=sure, possible=upper - lower + 2 * error, note=note
+    )  # fmt: skip
+
+
+def decide(
+    statement: str,
+    description: str,
+    measured: Array,
+    bound: Array,
+    times: Array,
+    *,
+    sure: Array,
+    possible: Array,
+    note: str = "",
+) -> Verdict:
+    """Return the verdict from the least (`sure`) and the most (`possible`) room that errors leave at each time.
+
+    It holds if there is room for sure at all times, and is violated if at some time there is none whatever the errors.
+    """
+    measured, bound, sure, possible = _columns(times, measured, bound, sure, possible)
+    times = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    usable = ~(np.isnan(measured) | np.isnan(bound) | np.isnan(possible))
     if not usable.any():
         return Verdict(statement, description, NOT_APPLICABLE, note=note or "nothing to judge was recorded")
     # Rounding is no violation where both sides agree to the last digits.
     slack = 1e-9 * (np.abs(measured) + np.abs(bound))
     slack = np.where(np.isfinite(slack), slack, 0.0)
-    worst = int(np.nanargmin(np.where(usable, gap - error, np.inf)))
-    certain, possible = gap - error >= -slack, gap + error >= -slack
-    verdict = HOLDS if certain[usable].all() else INCONCLUSIVE
-    if not possible[usable].all():
-        verdict = VIOLATED
-        worst = int(np.nanargmin(np.where(usable, gap + error, np.inf)))
-    side = gap[worst] + error[worst] if verdict == VIOLATED else gap[worst] - error[worst]
-    numbers = (float(v[worst]) for v in (measured, bound))
-    return Verdict(statement, description, verdict, *numbers, float(side), float(times[worst]), note)
+    verdict, room = HOLDS, sure
+    if not (sure >= -slack)[usable].all():
+        verdict = INCONCLUSIVE
+    if not (possible >= -slack)[usable].all():
+        verdict, room = VIOLATED, possible
+    if np.isinf(sure[usable]).any() and (sure[usable] < 0).any() and verdict == INCONCLUSIVE:
+        room, note = possible, note or "no standard error is known: take more replicates"
+    worst = int(np.argmin(np.where(usable, room, np.inf)))
+    numbers = (float(measured[worst]), float(bound[worst]), float(room[worst]), float(times[worst]))
+    return Verdict(statement, description, verdict, *numbers, note=note)
+
+
+def _columns(times: Array, *values: Array) -> tuple[Array, ...]:
+    shape = np.atleast_1d(times).shape
+    return tuple(np.broadcast_to(np.asarray(v, dtype=np.float64), shape) for v in values)
 
 
 def surprise(
@@ -121,6 +161,8 @@ def surprise(
 ) -> Verdict:
     """Return the verdict on a statistic that should be small: two limits part holds, inconclusive, violated."""
     score, times = np.atleast_1d(score), np.atleast_1d(times)
+    if np.isnan(score).all():
+        return Verdict(statement, description, NOT_APPLICABLE, note=note or "nothing to judge was recorded")
     worst = int(np.nanargmax(score))
     value = float(score[worst])
     verdict = HOLDS if value <= limits[0] else INCONCLUSIVE if value <= limits[1] else VIOLATED
@@ -135,12 +177,29 @@ def normal_limits() -> tuple[float, float]:
 
 
 def replicate_mean(data: Any, name: str) -> tuple[Array, Array]:
-    """Return the mean over replicates and c standard errors of it."""
+    """Return the mean over replicates and c standard errors of it, infinite for a single replicate.
+
+    An infinite mean is a bound that says nothing, about which there is no doubt: its error is 0.
+    """
     values = data[name].values
     count = len(values)
     if count < 2:
-        return values.mean(0), np.zeros(values.shape[1:])
-    return values.mean(0), student_factor(count) * values.std(0, ddof=1) / math.sqrt(count)
+        return values.mean(0), np.full(values.shape[1:], np.inf)
+    known = np.isfinite(values).all(0)
+    spread = np.where(known, values, 0.0).std(0, ddof=1)
+    return values.mean(0), np.where(known, student_factor(count) * spread / math.sqrt(count), 0.0)
+
+
+def safe_error(data: Any, *names: str) -> Array:
+    """Return c standard errors of several bounds, added up; infinite where an error is not known (0 if a bound is)."""
+    factor = student_factor(int(data.sizes["replicate"]))
+    total = np.zeros(data.sizes["bound_time"])
+    for name in names:
+        se = data[f"{name}_se"].values
+        known = ~np.isnan(se) if math.isfinite(factor) else se == 0
+        margin = np.where(known, min(factor, 1e9) * np.nan_to_num(se), np.inf)
+        total = total + np.where(np.isinf(data[name].values), 0.0, margin)
+    return total
 
 
 def missing_variable(data: Any, statement: str, description: str, *names: str) -> Verdict | None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
     0    errors
-    0.1  account estimate progress fields parallel theory canvas readers inputs
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
     1    units noise
     2    cloud backends datasets transport entropy readings
@@ -27,8 +27,10 @@ FLOORS = """
     5    observables store
     5.1  bounds results
     5.2  planning
+    5.3  description
     6    simulate
-    6.1  certificates statements
+    6.1  statements
+    6.2  certificates
     7    verify sweep
     8    report selftest
     8.1  experiment

@@ -48,6 +48,7 @@ class Moved(NamedTuple):
     remainder: float = 0.0
     push: Array | None = None
     push2: Array | None = None
+    push3: Array | None = None
 
 
 class Backend(NamedTuple):
@@ -59,6 +60,7 @@ class Backend(NamedTuple):
     measure: Callable[..., Measurement]
     kick: Callable[..., Moved]
     midpoint_kick: Callable[..., Moved]
+    roughness: Callable[..., tuple[float, float, float]]
 
 
 def get(name: str = "auto") -> Backend:

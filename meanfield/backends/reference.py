@@ -23,14 +23,14 @@ class Block(NamedTuple):
     h: Array
     h1: Array
     h2: Array
+    h3: Array
     u: Array
 
 
 def evaluate(activation: Activation, x: Array, z: Array) -> Block:
     """Return a block's activations. O(n d) a particle."""
     w = z[:, :-1] @ x.T
-    h, h1, h2 = activation.jet(w)[:3]
-    return Block(w, h, h1, h2, z[:, -1:])
+    return Block(w, *activation.jet(w), z[:, -1:])
 
 
 def _masses(weights: Array | None, part: slice, m: int, dtype: np.dtype) -> Array:
@@ -194,8 +194,8 @@ def kick(
     c : ndarray, shape (n,)
         Coefficients of the field.
     account : bool
-        Whether to form the means: E|b|^2, E (Z - Zbar) . b, the remainder of the log-determinant, and the change of
-        E psi to second order; O(n^2) a particle more.
+        Whether to form the means: E|b|^2, E (Z - Zbar) . b, the remainder of the log-determinant, and the first three
+        derivatives of E psi along b; O(n^2) a particle more.
     at : ndarray, shape (m, D), optional
         Where the field is taken, if not at z.
     """
@@ -221,7 +221,12 @@ def kick(
         )
 
     sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
-    return Moved(out, *(float(v) for v in sums[:3]), *sums[3:]) if account else Moved(out)
+    return _moved(out, sums) if account else Moved(out)
+
+
+def _moved(z: Array, sums: tuple) -> Moved:
+    speed, pull, rest, push, push2, push3 = sums
+    return Moved(z, float(speed), float(pull), float(rest), push, push2, push3)
 
 
 def _weighted(mass: Array, values: Array) -> Array:
@@ -256,15 +261,19 @@ def remainder(frobenius: Array) -> Array:
     return np.where(inside, f * f / (2 * np.where(inside, 1 - f, 1.0)), np.inf)
 
 
-def _push(block: Block, b: Array, x: Array, mass: Array) -> tuple[Array, Array]:
-    """Return the mean first and second derivative of psi_i along b, each shape (n,)."""
+def _push(block: Block, b: Array, x: Array, mass: Array) -> tuple[Array, Array, Array]:
+    """Return the mean first, second and third derivative of psi_i along b, each shape (n,)."""
     along = b[:, :-1] @ x.T
-    bu = b[:, -1]
+    mass_u, mass_b = mass * block.u[:, 0], mass * b[:, -1]
     slope = block.h1 * along
-    mass_u = mass * block.u[:, 0]
-    first = mass_u @ slope + (mass * bu) @ block.h
-    second = mass_u @ (block.h2 * along * along) + 2 * ((mass * bu) @ slope)
-    return first.astype(np.float64), second.astype(np.float64)
+    square = along * along
+    bend = block.h2 * square
+    first = mass_u @ slope + mass_b @ block.h
+    second = mass_u @ bend + 2 * (mass_b @ slope)
+    square *= along
+    square *= block.h3
+    third = mass_u @ square + 3 * (mass_b @ bend)
+    return first.astype(np.float64), second.astype(np.float64), third.astype(np.float64)
 
 
 def midpoint_kick(
@@ -307,14 +316,11 @@ def midpoint_kick(
             _weighted(mass, np.einsum("ij,ij->i", b_mid, b_mid)),
             _weighted(mass, np.einsum("ij,ij->i", b_mid, gap)),
             _weighted(mass, rest),
-            _push(middle, b_mid, x, mass)[0],
+            *_push(first, b_mid, x, mass),
         )
 
     sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
-    if not account:
-        return Moved(out)
-    # grad psi at the middle of the step makes the change of E psi exact to third order without a second derivative.
-    return Moved(out, *(float(v) for v in sums[:3]), sums[3], np.zeros(len(x)))
+    return _moved(out, sums) if account else Moved(out)
 
 
 def _midpoint_remainder(
@@ -342,4 +348,36 @@ def _midpoint_remainder(
     return eps * (trace_b - trace_a) - 0.5 * eps**2 * cross + 0.5 * eps**2 * square_trace + tail
 
 
-BACKEND = Backend("numpy", predict, pullback, measure, kick, midpoint_kick)
+def roughness(
+    activation: Activation, x: Array, z: Array, weights: Array | None, c: Array, train: str = "both"
+) -> tuple[float, float, float]:
+    """Return the means of |grad phi|^2, |grad^2 phi|^2 and |grad^3 phi|^2, phi = sum_i c_i psi_i; O(n^2) a particle.
+
+    Derivatives are over the trained coordinates, norms are Frobenius: with G = X X' and q_k = c h^(k),
+
+        |grad^2 phi|^2 = u^2 q_2' (G o G) q_2 + 2 |X' q_1|^2
+        |grad^3 phi|^2 = u^2 q_3' (G o G o G) q_3 + 3 q_2' (G o G) q_2
+    """
+    x, m, c = x.astype(z.dtype, copy=False), len(z), c.astype(z.dtype)
+    inner = x @ x.T
+
+    def part_sum(part: slice) -> Array:
+        block = evaluate(activation, x, z[part])
+        mass = _masses(weights, part, m, z.dtype)
+        field = _field(block, x, c, train)
+        third = np.zeros(len(field), z.dtype)
+        if train != "u":
+            q = block.h3 * (block.u * c)
+            third += np.einsum("ij,ij->i", q @ inner**3, q)
+        if train == "both":
+            q = block.h2 * c
+            third += 3 * np.einsum("ij,ij->i", q @ inner**2, q)
+        first = np.einsum("ij,ij->i", field, field)
+        second = _curvature2(block, x, c, inner**2, train)
+        return np.array([_weighted(mass, values) for values in (first, second, third)])
+
+    sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
+    return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+BACKEND = Backend("numpy", predict, pullback, measure, kick, midpoint_kick, roughness)

@@ -1,0 +1,116 @@
+"""What a run is: the attributes of its records, and what determines its numbers.
+
+`identity` is how a run directory is recognised, `describe` what a reader needs to check the records.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from meanfield import ntk
+from meanfield.cloud import Cloud
+from meanfield.flow import Flow
+from meanfield.objectives import Objective
+from meanfield.planning import Plan
+from meanfield.risk import Risk
+
+Array = np.ndarray
+
+
+def describe(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:
+    """Return what a reader needs to check the records of a run: its attributes."""
+    out: dict[str, Any] = {
+        "m": cloud.m,
+        "D": cloud.dimension,
+        "replicates": plan.replicates,
+        "lam": float(flow.lam),
+        "scheme": flow.method.name,
+        "train": flow.train,
+        "decay": float(flow.decay),
+        "seed": str(cloud.seed),
+        "end": plan.end,
+        "dtype": cloud.z.dtype.name,
+        "batch": int(getattr(flow.objective, "size", 0)),
+    }
+    risk = flow.objective.full
+    return out | describe_risk(risk, flow, cloud) if isinstance(risk, Risk) else out
+
+
+def describe_risk(risk: Risk, flow: Flow, cloud: Cloud) -> dict[str, Any]:
+    """Return what theorems need to know of a risk: sizes, scale, suprema of h, extreme eigenvalues of H(p0)."""
+    lowest, highest = ntk.eigenvalue_range(risk.gram_start(cloud.start_std, flow.train))
+    norms = np.linalg.norm(risk.inputs, axis=1)
+    return {
+        "n": risk.n,
+        "d": risk.d,
+        "alpha": risk.alpha,
+        "activation": risk.unit.h.name,
+        "bias": int(risk.unit.bias),
+        "loss_function": risk.loss,
+        "centred": int(risk.centred),
+        "suprema": [float(g) for g in risk.unit.h.suprema],
+        "assumption_4_2_fails": risk.unit.h.fails,
+        "largest_input": float(norms.max()),
+        "largest_label": float(np.abs(risk.y).max()),
+        "ntk_lambda": lowest,
+        "ntk_lambda_max": highest,
+        "ntk_rounding": float(len(norms) * np.finfo(float).eps * max(highest, 0.0)),
+    }
+
+
+def identity(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:
+    """Return all that determines the numbers of a run, in a form that can be compared and written as JSON."""
+    objective = flow.objective
+    risk = objective.full
+    out: dict[str, Any] = {
+        "objective": type(objective).__name__,
+        "lam": float(flow.lam),
+        "eta": "schedule" if callable(flow.eta) else flow.eta,
+        "scheme": flow.method.name,
+        "train": flow.train,
+        "prior_std": None if flow.prior is None else float(flow.prior.std),
+        "account": bool(flow.account),
+        "allow_unstable": bool(flow.allow_unstable),
+        "start": _digest(cloud.z, cloud.weights),
+        "start_std": float(cloud.start_std),
+        "reference": cloud.reference is not None,
+        "m": cloud.m,
+        "dtype": cloud.z.dtype.name,
+        "seed": int(cloud.seed),
+        "replicate": int(cloud.replicate),
+        "replicates": plan.replicates,
+        "end": plan.end,
+        "every": plan.every,
+        "bound_times": list(plan.bound_times),
+        "snapshots": list(plan.snapshots),
+        "observables": [item.name for item in plan.observables],
+        "records": [[record.name, int(record.every), list(record.at)] for record in plan.records],
+        "batch": int(getattr(objective, "size", 0)),
+    }
+    return out | (_identity_of_risk(risk) if isinstance(risk, Risk) else {"drift": _start_of(objective, cloud)})
+
+
+def _identity_of_risk(risk: Risk) -> dict[str, Any]:
+    return {
+        "data": _digest(risk.x, risk.y),
+        "alpha": float(risk.alpha),
+        "activation": risk.unit.h.name,
+        "bias": bool(risk.unit.bias),
+        "loss": risk.loss,
+        "centred": bool(risk.centred),
+    }
+
+
+def _start_of(objective: Objective, cloud: Cloud) -> list[str]:
+    """Return what the objective says of the start, up to rounding: functions themselves cannot be compared."""
+    slope = np.sqrt(np.mean(np.asarray(objective.gradient(cloud), dtype=np.float64) ** 2, axis=0))
+    return [f"{value:.6g}" for value in (objective.value(cloud), *slope)]
+
+
+def _digest(*arrays: Array | None) -> str:
+    total = hashlib.sha256()
+    for array in arrays:
+        if array is not None:
+            total.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()[:16]
