@@ -5,6 +5,7 @@ judged with its own margin before the best is taken (`estimate`), and its name i
 of one particle against p0; the coupled reference, scaled to have law N(0, I) exactly, is their control variate.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -247,10 +248,17 @@ def _centred_gram(cloud: Cloud, flow: Flow) -> Array:
         return here
     there = risk.measure(cloud.replace(z=cloud.reference, reference=None), train).gram
     assert there is not None
-    # The Euler schemes' reference is N(0, s^2 I) in the trained coordinates only, so its own law is used for it.
-    if train == "both" or cloud.reference_variance == cloud.start_std**2:
-        return risk.gram_start(float(np.sqrt(cloud.reference_variance)), train) + (here - there)
-    return here
+    return _gram_of_reference(risk, cloud, train) + (here - there)
+
+
+def _gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
+    """Return H at the law of the reference: N(0, s^2) in the trained coordinates, as at the start in the others."""
+    std = float(np.sqrt(cloud.reference_variance))
+    if train == "u" or math.isclose(std, cloud.start_std, rel_tol=1e-9):
+        # H2 does not look at u; and rounding of s^2, which differs from step to step, is nothing to be remembered.
+        return risk.gram_start(cloud.start_std, train)
+    gram = risk.gram_start(std, train)
+    return gram if train == "both" else gram * (cloud.start_std / std) ** 2
 
 
 @observable("plug-in W2 of a subsample against fresh samples of p0", unit="length", costly=True, pooled=True,
