@@ -221,8 +221,9 @@ def _choose(groups: Sequence[Pair], x: Array, activation: Activation) -> tuple[P
         )
 
     best = _potential(activation, x, np.zeros(x.shape[1]), np.zeros(len(x)), LIMITS[0]), 0.0
+    stale = 0
     for linear, coefficients in _path(groups, sample, here, x, activation):
-        size = 1.0
+        size, before = 1.0, best[1]
         for limit in LIMITS:
             potential = _potential(activation, x, size * linear, size * coefficients, limit)
             if potential.clip < LOWEST_CLIP:
@@ -233,7 +234,8 @@ def _choose(groups: Sequence[Pair], x: Array, activation: Activation) -> tuple[P
             if 0 < cost < gain:  # else it was not certified
                 # gain grows like size, cost about like its square: their difference is largest at gain / (2 cost).
                 size *= min(max(gain / (2 * cost), 0.7), 1.25)
-        if LOWEST_CLIP * potential.curvature > LIMITS[0]:
+        stale = 0 if best[1] > 1.002 * before else stale + 1
+        if stale == 4 or LOWEST_CLIP * potential.curvature > LIMITS[0]:
             break
     return best
 
@@ -309,8 +311,11 @@ def _lasso(matrix: Array, target: Array, penalty: Array, start: Array, step: flo
         moved = ahead + step * (target - matrix @ ahead)
         new = np.sign(moved) * np.maximum(np.abs(moved) - step * penalty, 0.0)
         following = 0.5 * (1 + math.sqrt(1 + 4 * momentum * momentum))
-        ahead = new + (momentum - 1) / following * (new - c)
+        change = new - c
+        ahead = new + (momentum - 1) / following * change
         c, momentum = new, following
+        if np.abs(change).max() <= 1e-4 * np.abs(c).max():
+            break
     return c
 
 

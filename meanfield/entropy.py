@@ -19,7 +19,6 @@ from meanfield.estimate import Estimate, mean_estimate
 from meanfield.moments import Clouds, Pair, coupled_pairs, jackknifed
 
 Array = npt.NDArray[Any]
-LEAST_VARIANCE = 1e-4
 
 
 def gaussian_kl(mean: Array, covariance: Array) -> float:
@@ -47,8 +46,9 @@ def gaussian_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Es
 
     With phi = log dN(mu, Sigma)/dp0, a quadratic, Donsker and Varadhan's formula [DonskerVaradhan75] gives
     KL(p || p0) >= E_p phi = KL(N(mu, Sigma) || p0) for every p with these moments. Convex in the moments, hence
-    biased up by sampling; `moments.jackknifed` takes that off. Eigenvalues of Sigma below 1e-4 count as 1e-4: a
-    larger variance is the safe side there. O(R m D^2 + R blocks D^3).
+    biased up by sampling; `moments.jackknifed` takes that off. Eigenvalues of Sigma below 4 sqrt(2 / (R m)), four
+    standard errors of a sample variance, count as that much: below, the logarithm is beyond what moments resolve, and
+    a larger variance is the safe side. O(R m D^2 + R blocks D^3).
 
     Parameters
     ----------
@@ -64,11 +64,13 @@ def gaussian_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Es
     InputError
         If shapes or weights don't fit.
     """
+    pairs = coupled_pairs(clouds, scale)
+    least = min(4 * math.sqrt(2 / sum(len(pair.z) for pair in pairs)), 1.0)
 
     def floored(mean: Array, covariance: Array) -> float:
-        return _spectral_kl(mean, np.maximum(np.linalg.eigvalsh(covariance), LEAST_VARIANCE))
+        return _spectral_kl(mean, np.maximum(np.linalg.eigvalsh(covariance), least))
 
-    return jackknifed(floored, coupled_pairs(clouds, scale), "Gaussian", blocks)
+    return jackknifed(floored, pairs, "Gaussian", blocks)
 
 
 def stein_fisher(e: Array, gram: Array, covariance: Array, cutoff: float = 1e-10) -> float:

@@ -93,12 +93,9 @@ def _apriori(data: Any, met: bool, symbols: tuple) -> list[Verdict]:
         upper, lower = data.kl_upper.values, data.kl_lower.values
         bound = np.full(len(upper), theory.kl_bound(alpha, lam, low, n, dim, common))
         text = "KL(p_t || p0) <= printed a-priori bound (Lemma 5.3)"
-        sure, possible = (
-            bound - upper - safe_error(data, "kl_upper"),
-            bound - lower + safe_error(data, "kl_lower"),
-        )
-        name = "Theorem 4.4, KL (Lemma 5.3)"
-        out.append(decide(name, text, upper, bound, data.bound_time.values, sure=sure, possible=possible))
+        sure, possible = bound - upper - safe_error(data, "kl_upper"), bound - lower + safe_error(data, "kl_lower")
+        name, at = "Theorem 4.4, KL (Lemma 5.3)", data.bound_time.values
+        out.append(decide(name, text, upper, bound, at, bound - upper, sure, possible))
     if met:
         return out
     note = "hypothesis (4.1) is not met"
@@ -111,8 +108,8 @@ def _judge_loss(data: Any, name: str, text: str, bound: Array, part: slice) -> V
     """Judge loss <= bound; the plain loss of finitely many particles is biased up, so the unbiased one must violate."""
     loss, error = replicate_mean(data, "loss")
     low = data.loss_unbiased.values if "loss_unbiased" in data else loss
-    sure, possible = bound - loss - error, bound - low + error
-    return decide(name, text, loss[part], bound[part], data.time.values[part], sure=sure[part], possible=possible[part])
+    columns = (loss, bound, data.time.values, bound - loss, bound - loss - error, bound - low + error)
+    return decide(name, text, *(column[part] for column in columns))
 
 
 def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
@@ -125,7 +122,8 @@ def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     a = data.attrs
     suprema = tuple(float(g) for g in np.atleast_1d(a["suprema"]))
     radius = theory.radius(float(a["ntk_lambda"]), int(a["n"]), int(a["D"]) - 1, suprema)
-    w2 = data.w2_upper.values + safe_error(data, "w2_upper")
+    doubt = safe_error(data, "w2_upper")
+    w2 = data.w2_upper.values + np.where(np.isinf(doubt), 0.0, doubt)
     inside = w2 <= radius
     note = f"R = {radius:.3g}; W2 is below it at {int(inside.sum())} of {len(inside)} bound times"
     out = [_judge_eigenvalue(data, name, text, inside, note)]
@@ -134,6 +132,7 @@ def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         ac, bc = theory.kernel_constants(suprema)
         text = "max |H_ij(p_t) - H_ij(p0)| <= Ac W^2 + Bc W, W the upper bound on W2"
         bound = ac * w2**2 + bc * w2
+        spread = np.where(np.isinf(doubt), np.inf, spread)
         out.append(judge("Lemma 5.1, entries", text, change, bound, spread, data.bound_time.values))
     return out
 
@@ -147,7 +146,7 @@ def _judge_eigenvalue(data: Any, name: str, text: str, where: Array, note: str =
         above = data.ntk_eigenvalue_min_upper.values
         possible = above + safe_error(data, "ntk_eigenvalue_min_upper") - half
     times = data.bound_time.values
-    return decide(name, text, value, half, times, sure=value - error - half, possible=possible, note=note)
+    return decide(name, text, value, half, times, value - half, value - error - half, possible, note)
 
 
 def c1(data: Any, clouds: list[Cloud]) -> list[Verdict]:

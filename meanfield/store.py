@@ -12,6 +12,7 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import warnings
 import zipfile
 from collections.abc import Collection, Sequence
@@ -25,6 +26,8 @@ from meanfield.cloud import Cloud
 from meanfield.errors import InputError
 
 Array = np.ndarray
+# What numpy and zipfile raise on damaged archives: the last three where a flipped bit asks for what they cannot do.
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError, MemoryError)
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 PROBE, WRITING = ".probe", ".writing"
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
@@ -180,9 +183,9 @@ def read_npz(path: Path) -> dict[str, Array]:
         If the file is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 

@@ -98,7 +98,7 @@ def judge(
     """
     measured, bound, error = _columns(times, measured, bound, error)
     gap = measured - bound if lower else bound - measured
-    return decide(statement, description, measured, bound, times, sure=gap - error, possible=gap + error, note=note)
+    return decide(statement, description, measured, bound, times, gap, gap - error, gap + error, note)
 
 
 def brackets(
@@ -110,10 +110,9 @@ def brackets(
     violated if they do by more than twice that.
     """
     lower, upper, error = _columns(times, lower, upper, error)
-    sure = np.where(np.isinf(error), -np.inf, upper - lower + error)
-    return decide(
-        statement, description, lower, upper, times, sure=sure, possible=upper - lower + 2 * error, note=note
-    )  # fmt: skip
+    gap = upper - lower
+    sure = np.where(np.isinf(error), -np.inf, gap + error)
+    return decide(statement, description, lower, upper, times, gap, sure, gap + 2 * error, note)
 
 
 def decide(
@@ -122,17 +121,16 @@ def decide(
     measured: Array,
     bound: Array,
     times: Array,
-    *,
+    gap: Array,
     sure: Array,
     possible: Array,
     note: str = "",
 ) -> Verdict:
-    """Return the verdict from the least (`sure`) and the most (`possible`) room that errors leave at each time.
+    """Return the verdict from the room at each time: as measured (`gap`), at least (`sure`), at most (`possible`).
 
     It holds if there is room for sure at all times, and is violated if at some time there is none whatever the errors.
     """
-    measured, bound, sure, possible = _columns(times, measured, bound, sure, possible)
-    times = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    measured, bound, gap, sure, possible = _columns(times, measured, bound, gap, sure, possible)
     usable = ~(np.isnan(measured) | np.isnan(bound) | np.isnan(possible))
     if not usable.any():
         return Verdict(statement, description, NOT_APPLICABLE, note=note or "nothing to judge was recorded")
@@ -142,12 +140,13 @@ def decide(
     verdict, room = HOLDS, sure
     if not (sure >= -slack)[usable].all():
         verdict = INCONCLUSIVE
+        if np.isneginf(sure[usable]).any():
+            room, note = gap, note or "no standard error is known: take more replicates"
     if not (possible >= -slack)[usable].all():
         verdict, room = VIOLATED, possible
-    if np.isinf(sure[usable]).any() and (sure[usable] < 0).any() and verdict == INCONCLUSIVE:
-        room, note = possible, note or "no standard error is known: take more replicates"
     worst = int(np.argmin(np.where(usable, room, np.inf)))
-    numbers = (float(measured[worst]), float(bound[worst]), float(room[worst]), float(times[worst]))
+    at = np.atleast_1d(np.asarray(times, dtype=np.float64))[worst]
+    numbers = float(measured[worst]), float(bound[worst]), float(room[worst]), float(at)
     return Verdict(statement, description, verdict, *numbers, note=note)
 
 

@@ -194,8 +194,8 @@ def test_normaliser_against_quadrature(size, omega):
     exact -= math.log(1.2) + 0.5 * (1 - 1.44)
     value, error = donsker._log_normaliser(tilt, features.values, features.gram)
     plain, plain_error = donsker._log_normaliser(tilt, features.values, None)
-    assert abs(value - exact) < 5 * error + 1e-6
-    assert abs(plain - exact) < 5 * plain_error + 1e-6
+    assert abs(value - exact) < 5 * error + 1e-5
+    assert abs(plain - exact) < 5 * plain_error + 1e-5
     assert error < (0.1 if size < 1 else 0.9) * plain_error
 
 

@@ -48,11 +48,14 @@ def test_gaussian_lower_is_below_the_kl_of_a_shear():
     assert 0 < lower.value - 4 * lower.se < lower.value < 0.5 * truth
 
 
-def test_gaussian_lower_of_a_singular_cloud_is_finite():
+@pytest.mark.parametrize("size", [0.0, 0.1])
+def test_gaussian_lower_of_a_nearly_singular_cloud_stays_below(size):
     rng = np.random.default_rng(2)
-    clouds = [(r * [1, 0.0], r, None) for r in rng.standard_normal((3, 500, 2))]
+    clouds = [(r * [1, size], r, None) for r in rng.standard_normal((4, 2000, 2))]
     lower = entropy.gaussian_lower(clouds)
-    assert math.isfinite(lower.value) and lower.value > 2
+    truth = entropy.gaussian_kl(np.zeros(2), np.diag([1, size**2]))
+    assert 0.5 < lower.value < truth + 4 * lower.se
+    assert lower.value < 2
 
 
 def test_jackknife_takes_the_bias_off():
