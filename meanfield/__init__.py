@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.  A name that is absent here is looked for among _MODULES.
 _HOME = {
     "Risk": "risk",
-    "Minibatch": "risk",
+    "Minibatch": "minibatch",
     "Potential": "objectives",
     "Linearised": "linearised",
     "Unit": "units",
@@ -49,10 +49,11 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
     from .linearised import Linearised
+    from .minibatch import Minibatch
     from .objectives import Potential
     from .planning import Record
     from .results import Run
-    from .risk import Minibatch, Risk
+    from .risk import Risk
     from .simulate import simulate
     from .units import Activation, Unit
     from .verify import verify

@@ -127,7 +127,6 @@ def c3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 def c4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge whether lower bounds lie below upper bounds."""
     out = []
-    times = data.bound_time.values
     for key, symbol in (("kl", "KL(p_t || p0)"), ("w2", "W2(p_t, p0)"), ("energy", "Q(p_t)")):
         name, text = (
             f"C4 bracket of {key.upper() if key != 'energy' else 'Q'}",
@@ -138,7 +137,9 @@ def c4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
             out.append(missing)
             continue
         lower, upper = data[f"{key}_lower"].values, data[f"{key}_upper"].values
-        out.append(brackets(name, text, lower, upper, safe_error(data, f"{key}_lower", f"{key}_upper"), times))
+        out.append(
+            brackets(name, text, lower, upper, safe_error(data, f"{key}_lower", f"{key}_upper"), data.bound_time.values)
+        )
     return [*out, *_account_above(data), *_w2_from_kl(data)]
 
 

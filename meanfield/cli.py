@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(options: argparse.Namespace) -> int:
     """Carry out a command; turn every expected failure into a message and an exit code."""
     try:
-        return int(options.action(options))
+        code = int(options.action(options))
+        sys.stdout.flush()
+        return code
     except MeanfieldError as error:
         print(f"meanfield: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,8 +17,9 @@ from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.flow import Flow
+from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
-from meanfield.risk import Minibatch, Risk
+from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
 from meanfield.units import Unit
 from meanfield.verify import Verification, verify

@@ -346,6 +346,8 @@ class _Loop:
             row.add("time", now)
             row.add("eta", clouds[0].eta)
             self._measure(row, clouds, False, "records")
+            if not np.isfinite(row.columns.get("loss", 0.0)).all():
+                raise DivergedError(f"the loss is not finite any more at time {now:.6g}; take a smaller eta")
         if costly:
             row.add("bound_time", now)
             self._measure(row, clouds, True, "bounds")

@@ -108,8 +108,8 @@ def _judge_loss(data: Any, name: str, text: str, bound: Array, part: slice) -> V
     """Judge loss <= bound; the plain loss of finitely many particles is biased up, so the unbiased one must violate."""
     loss, error = replicate_mean(data, "loss")
     low = data.loss_unbiased.values if "loss_unbiased" in data else loss
-    columns = (loss, bound, data.time.values, bound - loss, bound - loss - error, bound - low + error)
-    return decide(name, text, *(column[part] for column in columns))
+    room = (bound - loss)[part], (bound - loss - error)[part], (bound - low + error)[part]
+    return decide(name, text, loss[part], bound[part], data.time.values[part], *room)
 
 
 def lemma_5_1(data: Any, clouds: list[Cloud]) -> list[Verdict]:

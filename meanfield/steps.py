@@ -14,9 +14,9 @@ from meanfield.backends import Moved
 from meanfield.cloud import Cloud, cloud_noise
 from meanfield.entropy import stein_fisher
 from meanfield.errors import DivergedError, InputError
+from meanfield.minibatch import Minibatch
 from meanfield.noise import Stream
 from meanfield.objectives import Objective
-from meanfield.risk import Minibatch
 from meanfield.schemes import Plan, Scheme, mean_residual, plan
 
 Array = np.ndarray

@@ -183,8 +183,14 @@ def read_npz(path: Path) -> dict[str, Array]:
         If the file is missing or damaged.
     """
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with open(path, "rb") as handle:
+            # All checksums first: what numpy makes of damaged headers has no end.
+            damaged = zipfile.ZipFile(handle).testzip()
+            if damaged:
+                raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
     except DAMAGE as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 

@@ -19,8 +19,9 @@ from meanfield import parallel, steps
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.flow import Flow
 from meanfield.linearised import Linearised
+from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective, Potential
-from meanfield.risk import Minibatch, Risk
+from meanfield.risk import Risk
 from meanfield.units import Unit
 
 # --- the two small problems of the reference values

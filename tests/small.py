@@ -4,7 +4,8 @@ import numpy as np
 
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.flow import Flow
-from meanfield.risk import Minibatch, Risk
+from meanfield.minibatch import Minibatch
+from meanfield.risk import Risk
 from meanfield.units import Unit
 
 # Measured in no time; the others of the contract are costly or have tests of their own.

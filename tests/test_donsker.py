@@ -19,7 +19,7 @@ def features():
     return tilts.probe_features(PROBES, X, TANH)
 
 
-def references(*, replicates=4, m=2000, dimension=4, seed=1):
+def references(*, replicates=4, m=1500, dimension=4, seed=1):
     return np.random.default_rng(seed).standard_normal((replicates, m, dimension))
 
 
@@ -235,7 +235,7 @@ def test_order_weights_scale_and_one_replicate(features):
     order = np.random.default_rng(5).permutation(len(clouds[0][0]))
     shuffled = donsker.donsker_varadhan([(z[order], r[order], None) for z, r, _ in clouds], features)
     assert shuffled.value == pytest.approx(plain.value, rel=1e-2)
-    weighted = donsker.donsker_varadhan([(z, r, np.full(2000, 1 / 2000)) for z, r, _ in clouds], features)
+    weighted = donsker.donsker_varadhan([(z, r, np.full(1500, 1 / 1500)) for z, r, _ in clouds], features)
     assert weighted.value == pytest.approx(plain.value, rel=1e-6)
     scaled = donsker.donsker_varadhan([(z, 0.9 * r, None) for z, r, _ in clouds], features, scale=0.9)
     assert scaled.value == pytest.approx(plain.value, rel=1e-6)

@@ -13,7 +13,8 @@ from meanfield.cloud import Cloud, Gaussian, cloud_at, gaussian_cloud
 from meanfield.errors import DivergedError, InputError
 from meanfield.flow import DECAY, FIRST_STEP, GROWTH, KICK, SLAB, Flow
 from meanfield.linearised import Linearised
-from meanfield.risk import Minibatch, Risk
+from meanfield.minibatch import Minibatch
+from meanfield.risk import Risk
 from meanfield.schemes import SCHEMES
 from meanfield.units import Unit
 

@@ -16,13 +16,14 @@ FLOORS = """
     0    errors
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
-    1    units noise
-    2    cloud backends datasets transport entropy readings
+    1    units noise moments
+    2    cloud backends datasets transport entropy tilts readings
     2.1  donsker dual panels
     2.2  plots
     3    objectives ntk
     3.1  risk
-    3.2  linearised steps
+    3.2  linearised minibatch
+    3.3  steps
     4    flow
     5    observables store
     5.1  bounds results

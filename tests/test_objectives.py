@@ -11,8 +11,9 @@ from meanfield.cloud import cloud_at, gaussian_cloud
 from meanfield.errors import InputError
 from meanfield.flow import Flow
 from meanfield.linearised import Linearised
+from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective, Potential
-from meanfield.risk import Minibatch, Risk
+from meanfield.risk import Risk
 from meanfield.units import Unit
 
 every = pytest.mark.parametrize("name", OBJECTIVES)

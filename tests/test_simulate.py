@@ -303,33 +303,36 @@ def test_allow_unstable_lets_it_happen() -> None:
     assert run(flow, time=2.0, observables=["loss"]).status == "finished"
 
 
-def brittle(after: float) -> Flow:
-    """A network whose activation is NaN where its argument exceeds `after` (infinite at first: see `test_nan`)."""
-    tanh = ACTIVATIONS["tanh"]
-    limit = [np.inf]
+def brittle() -> tuple[Flow, Record]:
+    """A network whose activation becomes NaN for large arguments once its record has seen time 0.2."""
+    tanh, limit = ACTIVATIONS["tanh"], [np.inf]
 
     def jet(w):
         h, *slopes = tanh.jet(w)
         return np.where(np.abs(w) > limit[0], np.nan, h), *slopes
 
-    flow = small.flow(unit=dataclasses.replace(tanh, name="brittle", jet=jet, gram=None), alpha=20.0)
+    def breaking(cloud, flow):
+        limit[0] = 2.0 if cloud.time > 0.2 else np.inf
+        return limit[0]
+
+    flow = small.flow(unit=dataclasses.replace(tanh, name="brittle", jet=jet, gram=None))
     flow.objective.gram_start()
-    limit[0] = after
-    return flow
+    return flow, Record(breaking)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_that_diverges_keeps_its_records(tmp_path) -> None:
     with np.errstate(all="ignore"):
-        flow = brittle(4.5)
-        result = run(flow, time=2.0, m=64, directory=tmp_path, on_failure="return")
-        assert result.status == "diverged" and "stopped after time 0.0" in result.message
+        flow, record = brittle()
+        options = dict(time=2.0, records=[record], directory=tmp_path)
+        result = run(flow, **options, on_failure="return")
+        assert result.status == "diverged" and "stopped after time 0.2" in result.message
         again = load(tmp_path)
-        assert 1 < again.data.time.size and again.data.time[-1] < 2.0
-        assert again.status == again.data.attrs["status"] == "diverged"
-        assert np.isfinite(again.data.loss).all() and again.data.attrs["steps"] == again.clouds[0].step > 0
+        assert 3 < again.data.time.size and 0.2 < again.data.time[-1] < 0.5
+        assert again.status == again.data.attrs["status"] == "diverged" and again.data.equals(result.data)
+        assert np.isfinite(again.data.loss).all() and again.data.attrs["steps"] == again.clouds[0].step > 2
         with pytest.raises(DivergedError) as caught:
-            run(flow, time=2.0, m=64, directory=tmp_path)
+            run(flow, **options)
     assert caught.value.exit_code == 3 and caught.value.run.data.equals(again.data)
 
 
