@@ -2,8 +2,8 @@
 
     python benchmarks/step.py [--repeats 9] [--out step.json]
 
-All candidates do the same arithmetic on the same data, take turns within one process, and are reported as medians and
-as multiples of the dense loop. The floor is the time numpy needs for one tanh of each neuron and sample, on all threads.
+All candidates do the same arithmetic on the same data, take turns within one process, and are reported as medians
+and as multiples of the dense loop. The floor is the time numpy needs for one tanh of each neuron and sample.
 """
 
 import argparse

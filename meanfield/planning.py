@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
+import meanfield.increments  # noqa: F401  (registers the checks of the noise)
 from meanfield import schemes
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError

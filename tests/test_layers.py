@@ -26,7 +26,7 @@ FLOORS = """
     3.3  steps
     4    flow
     5    observables store
-    5.1  bounds results
+    5.1  bounds increments results
     5.2  planning
     5.3  description
     6    simulate

@@ -34,16 +34,16 @@ CASES = {
     "logistic, a layer": (dict(loss="logistic", train="u", alpha=3.0), dict(time=4.0, m=300)),
     "network": (dict(scheme="kernel", centred=False, unit="relu"), dict(time=1.0)),
 }
-PACE = 0.01
 
 
-def carry(name: str, directory: Path | None, pace: float = 0.0, **more) -> Run:
-    """Run a case; every record takes `pace` seconds, so that there is time to kill it."""
+def carry(name: str, directory: Path | None, wait: tuple[int, float] = (1000, 0.0)) -> Run:
+    """Run a case; its records wait a little before a step, and long enough to be stopped from that step on."""
     chosen, options = CASES[name]
     options = dict(observables=CHEAP) | options
 
     def slow(cloud, flow):
-        clock.sleep(pace)
+        if wait[1]:
+            clock.sleep(wait[1] if cloud.step == wait[0] else 0.005)
         return cloud.z[:2].astype(np.float64)
 
     flow = small.flow(**chosen)
@@ -51,13 +51,13 @@ def carry(name: str, directory: Path | None, pace: float = 0.0, **more) -> Run:
     with mock.patch.object(bounds, "PROBES", 2000), np.errstate(all="raise", under="ignore"):
         return simulate(
             flow, cloud, replicates=2, records=[Record(slow)], bounds=[0.1, 0.3], directory=directory,
-            checkpoint_seconds=0, snapshots=[0.1] if directory else [], **options | more,
+            checkpoint_seconds=0, snapshots=[0.1] if directory else [], **options,
         )  # fmt: skip
 
 
-def child(name: str, directory: Path) -> None:
+def child(name: str, directory: Path, wait: tuple[int, float]) -> None:
     try:
-        carry(name, directory, PACE)
+        carry(name, directory, wait)
     except Interrupted as error:
         os._exit(error.exit_code)
 
@@ -85,7 +85,8 @@ def status(directory: Path) -> str:
 
 def stop_at(processes, name: str, directory: Path, step: int, number: int) -> tuple[str, int]:
     """Start a case, send it a signal once a checkpoint is at `step`; return its status just then and exit code."""
-    process = processes.Process(target=child, args=(name, directory))
+    wait = (step + 3, 60.0 if number == signal.SIGKILL else 1.0)
+    process = processes.Process(target=child, args=(name, directory, wait))
     process.start()
     deadline = clock.monotonic() + 30
     while reached(directory) < step and process.is_alive() and clock.monotonic() < deadline:
@@ -207,7 +208,9 @@ def test_killed_at_every_single_write(after, tmp_path) -> None:
     """Before or after each renaming of a file, from the first to the last of a run."""
     replace, count = os.replace, 0
     flow = small.flow("exponential", 0.02)
-    options = dict(steps=3, replicates=2, observables=CHEAP, bounds=1, checkpoint_seconds=0, snapshots=[0.05])
+    options = dict(
+        steps=3, replicates=2, observables=["loss", "kl_account"], bounds=1, checkpoint_seconds=0, snapshots=[0.05]
+    )
     options["files"] = {"config.toml": "# mine\n"}
     whole = simulate(flow, small.cloud(flow, 16), directory=tmp_path / "whole", **options)
     for moment in range(100):
