@@ -64,7 +64,8 @@ def _bound_index(data: Any) -> list[int]:
 def c0(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge whether the increments of the reference are standard normal."""
     name, text = "C0 noise", "increments of the coupled reference are N(0, I)"
-    missing = missing_variable(data, name, text, "noise_variance", "noise_variance_se")
+    needed = ("noise_variance", "noise_variance_se", "noise_mean", "noise_kurtosis", "noise_state_correlation")
+    missing = missing_variable(data, name, text, *needed)
     if missing:
         return [missing]
     root = math.sqrt(len(data.replicate))

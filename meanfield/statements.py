@@ -86,9 +86,11 @@ def theorem(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 def _apriori(data: Any, met: bool, symbols: tuple) -> list[Verdict]:
     alpha, lam, low, n, dim, common = symbols
     times = data.time.values
-    text = "L(p_t) <= printed a-priori bound (Lemma 5.2)"
-    bound = theory.loss_bound(times, alpha, lam, low, n, dim, common)
-    out = [_judge_loss(data, "Theorem 4.4, loss (Lemma 5.2)", text, bound, slice(None))]
+    out = []
+    if "loss" in data:
+        text = "L(p_t) <= printed a-priori bound (Lemma 5.2)"
+        bound = theory.loss_bound(times, alpha, lam, low, n, dim, common)
+        out.append(_judge_loss(data, "Theorem 4.4, loss (Lemma 5.2)", text, bound, slice(None)))
     if "kl_upper" in data and "kl_lower" in data:
         upper, lower = data.kl_upper.values, data.kl_lower.values
         bound = np.full(len(upper), theory.kl_bound(alpha, lam, low, n, dim, common))

@@ -6,7 +6,6 @@ error: the library's own step is given sigma points in place of particles and no
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
@@ -22,6 +21,7 @@ from meanfield.linearised import Linearised
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective, Potential
 from meanfield.risk import Risk
+from meanfield.schemes import SCHEMES
 from meanfield.units import Unit
 
 # --- the two small problems of the reference values
@@ -279,6 +279,12 @@ OBJECTIVES: dict[str, Case] = {
 }
 
 
+# What a scheme can be asked of: the kernel schemes need a tangent.
+TANGENT = [name for name, case in OBJECTIVES.items() if case.build(case.cloud()).tangent(case.cloud()) is not None]
+ACCOUNT = [name for name, case in OBJECTIVES.items() if case.build(case.cloud()).network is not None]
+PAIRS = [(name, scheme) for name in OBJECTIVES for scheme in SCHEMES if SCHEMES[scheme].explicit or name in TANGENT]
+
+
 # --- replicates
 
 
@@ -299,10 +305,3 @@ def standard_errors(values, truth) -> float:
     values = np.asarray(values, dtype=float)
     se = values.std(axis=0, ddof=1) / np.sqrt(len(values))
     return float(np.max(np.abs(values.mean(axis=0) - truth) / se))
-
-
-@contextmanager
-def whole_overflow() -> Iterator[None]:
-    """Let numbers overflow inside: for dynamics that are meant to diverge."""
-    with np.errstate(all="ignore"):
-        yield

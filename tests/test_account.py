@@ -97,16 +97,13 @@ def test_the_defect_without_sampling_error_is_of_higher_order(scheme):
 # --- (I5) and the noise
 
 
-@pytest.mark.parametrize("name", cases.OBJECTIVES)
-@each_scheme
+@pytest.mark.parametrize(("name", "scheme"), [pair for pair in cases.PAIRS if pair[0] in cases.ACCOUNT])
 @pytest.mark.parametrize("train", ["both", "u", "theta"])
 def test_the_coupled_distance_is_integrated_to_rounding(name, scheme, train):
     case = cases.OBJECTIVES[name]
     cloud = case.cloud(m=40).replace(z=case.cloud(m=40).reference)
     objective = case.build(cloud)
     flow = Flow(objective, lam=0.2, scheme=scheme, train=train)
-    if not flow.accounts(cloud) or (scheme.startswith("kernel") and objective.tangent(cloud) is None):
-        return
     end = run(flow, cloud, 0.1 * (40 if scheme == "euler_literal" else 1), 5)
     gap = end.z - end.reference
     distance = float(end.mean(np.sum(gap * gap, axis=1)))

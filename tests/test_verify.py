@@ -18,7 +18,9 @@ from meanfield.flow import Flow
 from meanfield.objectives import Potential
 from meanfield.observables import OBSERVABLES
 from meanfield.results import Run
+from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
+from meanfield.units import Unit
 from meanfield.verdicts import HOLDS, INCONCLUSIVE, NOT_APPLICABLE, VIOLATED
 from meanfield.verify import CHECKS, verify
 
@@ -200,8 +202,7 @@ def test_kicks_that_are_too_short_are_caught(monkeypatch) -> None:
 def test_chance_is_no_violation() -> None:
     """Alphas from the mean-field to the lazy regime: nothing is violated, and nearly everything holds.
 
-    lambda_min(H) grows along these runs, so C1 holds in truth: the estimate from above, which sampling cannot push
-    below the truth on average, says so with its error.
+    lambda_min(H) grows along these runs, so C1 holds in truth too (where it fails, see the next test).
     """
     counts = {HOLDS: 0, INCONCLUSIVE: 0, NOT_APPLICABLE: 0}
     for alpha in (1.0, 3.0, 20.0, 100.0):
@@ -214,6 +215,20 @@ def test_chance_is_no_violation() -> None:
                 counts[v.verdict] += 1
     assert counts[INCONCLUSIVE] <= 0.05 * (counts[HOLDS] + counts[INCONCLUSIVE])
     assert counts[HOLDS] >= 8 * 18
+
+
+def test_c1_is_violated_where_it_fails_in_truth() -> None:
+    """Two inputs of one label in the mean-field regime: features align, and the kernel keeps a quarter of Lambda."""
+    risk = Risk(np.array([[1.0, 0.0], [0.5, 0.75**0.5]]), np.ones(2), Unit("erf"), alpha=0.25)
+    flow, names = Flow(risk, lam=1e-3), ["ntk_eigenvalue_min", "ntk_eigenvalue_min_upper"]
+    start = gaussian_cloud(600, risk.unit, 2)
+    run = simulate(flow, start, 24.0, replicates=3, observables=names, bounds=[0.0, 24.0])
+    assert violated(run) == {"C1"}
+    # The truth: another cloud, of another seed, with ten times the particles.
+    other = simulate(
+        flow, gaussian_cloud(6000, risk.unit, 2, seed=5), 24.0, replicates=1, observables=names[:1], bounds=1
+    )
+    assert other.data.ntk_eigenvalue_min[0, -1] < 0.35 * run.data.attrs["ntk_lambda"]
 
 
 def test_one_replicate_proves_nothing() -> None:
@@ -246,6 +261,8 @@ def test_what_the_theorem_is_not_about(options, reason) -> None:
     assert reason in found(run, "Theorem 4.4, hypothesis (4.1)").note
     if "scheme" in options or "batch" in options or "centred" in options:
         assert reason in found(run, "C2 (replaces Lemma 5.2)").note
+        # The energy falls along (3.4) alone, so it bounds KL nowhere else.
+        assert set(run.data.kl_upper_source.values) == {"account"}
 
 
 def test_float32_and_other_schemes_are_no_violation() -> None:
@@ -265,9 +282,20 @@ def test_a_potential_has_little_to_judge() -> None:
     assert found(run, "Theorem 4.4, hypothesis (4.1)").note == "the run is not of a network"
 
 
-def test_checks_cope_with_records_of_the_loss_alone(right) -> None:
-    few = right.data[["loss"]]
-    assert {v.verdict for check in CHECKS for v in check(few, [])} == {HOLDS, NOT_APPLICABLE}
+def test_checks_cope_with_any_selection_of_observables(right) -> None:
+    def variables(name: str) -> list[str]:
+        return [
+            key for key in (name, f"{name}_se", f"{name}_source") if key in right.data and key != "residual_defect_se"
+        ]
+
+    for name in NEEDED:
+        without = right.data.drop_vars(variables(name))
+        alone = right.data.drop_vars(
+            [key for key in right.data.data_vars if key not in (*variables(name), "eta", "label")]
+        )
+        for data in (without, alone):
+            found = [v for check in CHECKS for v in check(data, right.clouds)]
+            assert {v.verdict for v in found} <= {HOLDS, NOT_APPLICABLE} and len(found) >= 15
 
 
 # --- the logic
