@@ -1,4 +1,4 @@
-"""The account that rides with a step: (I1), (I5), noise, and the upper bound on KL against exact KL. Cost: 15 s.
+"""The account that rides with a step: (I1), (I5), noise, and the upper bound on KL against exact KL. Cost: 16 s.
 
 Bounds that are theorems are tested as inequalities without sampling error; identities of finite clouds to rounding;
 what is sampled at 4 standard errors.

@@ -1,4 +1,4 @@
-"""Without data the particles keep their law: p0, or N(0, s^2 I) for the Euler schemes, s^2 known. Cost: 5 s.
+"""Without data the particles keep their law: p0, or N(0, s^2 I) for the Euler schemes, s^2 known. Cost: 6 s.
 
 Every statistic is judged at 4 standard errors of m = 10,000 independent particles; a Kolmogorov-Smirnov distance at
 the probability of 4 standard errors, 6e-5. The seed was fixed beforehand.

@@ -1,4 +1,4 @@
-"""Weak order of every scheme, free of sampling error; stiffness; the stability limit. Cost: 4 s.
+"""Weak order of every scheme, free of sampling error; stiffness; the stability limit. Cost: 7 s.
 
 Two kinds of noise-free dynamics: the second moments of the bilinear network under the library's own steps
 (`cases.Closure`) against their differential equation, and particles without noise (lam = 0) against theirs.
@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 
 from meanfield.cloud import gaussian_cloud
 from meanfield.flow import Flow
-from meanfield.schemes import phi1, phi2
+from meanfield.schemes import SCHEMES, phi1, phi2, plan
 
 ORDERS = {"euler": (1, 0.15), "exponential": (1, 0.15), "kernel": (1, 0.15), "kernel2": (2, 0.3)}
 each_scheme = pytest.mark.parametrize("scheme", ORDERS)
@@ -111,6 +111,18 @@ def test_stiffness_does_not_harm_the_kernel_schemes():
     for scheme, tolerance in (("kernel", 1e-5), ("kernel2", 1e-6)):
         law = closure(problem, scheme, np.linspace(0, 5.0, count + 1))
         assert gaussian_kl(law.covariance) == pytest.approx(exact, rel=tolerance)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("decay", [0.0, 0.25, 1.0])
+def test_a_channel_is_an_ornstein_uhlenbeck_flow_over_its_stated_times(scheme, decay):
+    """c = e^-t, sigma^2 = v (1 - c^2), t = decay_time and v t = noise_time: what (I1) integrates along it."""
+    parts = plan(SCHEMES[scheme], 0.3, 0.7, decay, 5, 1.3)
+    c, sigma2, time = parts.channel.decay, parts.channel.sigma**2, parts.decay_time
+    assert c == pytest.approx(np.exp(-time), rel=1e-14)
+    mean = 2 * parts.noise_time if time == 0 else parts.noise_time / time * (1 - c * c)
+    assert sigma2 == pytest.approx(mean, rel=1e-13)
+    assert parts.channel.variance_after == pytest.approx(c * c * 1.3 + sigma2, rel=1e-14)
 
 
 def test_the_functions_of_the_mean_residual():
