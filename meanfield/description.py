@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -114,3 +115,15 @@ def _digest(*arrays: Array | None) -> str:
         if array is not None:
             total.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return total.hexdigest()[:16]
+
+
+def warn_of_no_gap(attributes: dict[str, Any]) -> None:
+    """Warn where Lambda, the smallest eigenvalue of H(p0), is zero up to rounding."""
+    lowest, rounding = attributes.get("ntk_lambda"), attributes.get("ntk_rounding", 0.0)
+    if lowest is not None and lowest <= rounding:
+        warnings.warn(
+            f"Lambda = {max(lowest, 0.0):.1e} is zero up to rounding (inputs repeat or are parallel): Theorem 4.4 and "
+            "what rests on Lambda say nothing about this run, its measurements stand",
+            UserWarning,
+            stacklevel=2,
+        )

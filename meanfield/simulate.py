@@ -18,7 +18,7 @@ import numpy as np
 
 from meanfield import parallel, progress, results, signals, store
 from meanfield.cloud import Cloud
-from meanfield.description import describe, identity
+from meanfield.description import describe, identity, warn_of_no_gap
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
 from meanfield.flow import AUTO, Flow
 from meanfield.observables import Observable, Unavailable
@@ -196,6 +196,8 @@ class _Loop:
             check_start(self.flow, plan, self.state.clouds)
         self.attributes = {"title": self.keeping.extra.get("title", "noisy gradient descent of a two-layer network")}
         self.attributes |= describe(self.flow, self.plan, self.state.clouds[0])
+        if not any("Lambda" in note for note in self.keeping.extra.get("data", {}).get("notes", ())):
+            warn_of_no_gap(self.attributes)  # a data source has said it with the rows that cause it
         if self.directory is not None:
             store.prepare(self.directory)
             for name, text in self.keeping.files.items():

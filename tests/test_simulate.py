@@ -387,3 +387,11 @@ def test_an_error_in_a_record_loses_nothing(tmp_path) -> None:
 def test_defaults_agree_with_the_configuration() -> None:
     assert simulate.__kwdefaults__["checkpoint_seconds"] == config.OutputConfig().checkpoint_seconds
     assert simulate.__kwdefaults__["replicates"] == config.CloudConfig().replicates
+
+
+def test_repeated_inputs_warn_that_the_theorem_says_nothing():
+    x = np.array([[0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
+    risk = Risk(x, np.array([0.5, 0.5, -0.5]), alpha=2.0)
+    flow = Flow(risk, lam=0.1)
+    with pytest.warns(UserWarning, match="Theorem 4.4"):
+        simulate(flow, gaussian_cloud(64, risk.unit, 2), 0.01, replicates=1, observables=["loss"], bounds=0)
