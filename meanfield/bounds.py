@@ -24,6 +24,7 @@ Array = np.ndarray
 Coupled = list[tuple[Array, Array, Array | None]]
 PROBES = 100_000
 PLUGIN = 1000
+NEIGHBOURS = 5
 _memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
@@ -209,7 +210,9 @@ def kl_estimate(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return kNN(Z) - kNN(Zbar); shrinks by 5 to 50 % as D goes from 2 to 21, and is no bound."""
     if clouds[0].weights is not None:
         raise Unavailable("the nearest-neighbour estimate takes particles of equal mass")
-    return entropy.knn_estimate(standardised(clouds, flow))
+    if clouds[0].m <= NEIGHBOURS:
+        raise Unavailable(f"the nearest-neighbour estimate needs more than {NEIGHBOURS} particles")
+    return entropy.knn_estimate(standardised(clouds, flow), k=NEIGHBOURS)
 
 
 @observable("smallest eigenvalue of H(p_t), by centred measurement around the closed form at p0", costly=True)

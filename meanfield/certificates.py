@@ -40,9 +40,10 @@ def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         f, y = data.prediction.values, data.label.values
         square = data.attrs.get("loss_function", "square") == "square"
         again = ((f - y) ** 2 if square else np.logaddexp(0.0, -y * f)).mean(-1)
-        gap = np.abs(again - data.loss.values).max(0)
         scale = np.maximum(np.abs(again).max(0), 1e-12)
-        out.append(judge("records: loss", text, gap / scale, np.full(len(gap), 1e-6), 0 * gap, data.time.values))
+        ratio = _no_number_disagrees(np.abs(again - data.loss.values).max(0) / scale, data)
+        zeros = np.zeros(len(ratio))
+        out.append(judge("records: loss", text, ratio, zeros + 1e-6, zeros, data.time.values))
     if "kl_account" in data and "kl_upper" in data:
         text = "stored KL upper bound equals the mean account it is made of"
         at = data.kl_account.values[:, _bound_index(data)]
@@ -51,9 +52,14 @@ def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
             mean, upper = at.mean(0)[made], data.kl_upper.values[made]
             with np.errstate(invalid="ignore"):
                 gap = np.where(mean == upper, 0.0, np.abs(mean - upper) / np.maximum(np.abs(mean), 1e-300))
-            zeros = 0 * gap
+            gap, zeros = _no_number_disagrees(gap, data), np.zeros(len(gap))
             out.append(judge("records: account", text, gap, zeros + 1e-6, zeros, data.bound_time.values[made]))
     return out
+
+
+def _no_number_disagrees(gap: Array, data: Any) -> Array:
+    """Return the gaps with NaN as infinity: a finished run has stored numbers (a diverged one may not have)."""
+    return np.where(np.isnan(gap), np.inf, gap) if data.attrs.get("status") == "finished" else gap
 
 
 def _bound_index(data: Any) -> list[int]:
@@ -162,9 +168,12 @@ def _w2_from_kl(data: Any) -> list[Verdict]:
         return [missing]
     if float(data.attrs.get("decay", 1)) != 1:
         return [Verdict(name, text, NOT_APPLICABLE, note="it is about the standard Gaussian prior")]
-    upper = data.kl_upper.values
+    # A missing number bounds nothing here; that it is missing is said by another line.
+    upper = np.where(np.isnan(data.kl_upper.values), np.inf, data.kl_upper.values)
     high, safe = (theory.talagrand(np.maximum(v, 0)) for v in (upper, upper + safe_error(data, "kl_upper")))
-    error = safe_error(data, "w2_lower") + np.where(np.isinf(safe), 0.0, safe - high)
+    spread = np.zeros_like(safe)
+    np.subtract(safe, high, out=spread, where=np.isfinite(safe))
+    error = safe_error(data, "w2_lower") + spread
     return [brackets(name, text, data.w2_lower.values, high, error, data.bound_time.values)]
 
 

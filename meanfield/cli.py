@@ -46,6 +46,9 @@ def _guarded(options: argparse.Namespace) -> int:
     except MemoryError:
         print("meanfield: out of memory; take a smaller cloud.m or fewer cloud.replicates", file=sys.stderr)
         return 2
+    except ArithmeticError as error:
+        print(f"meanfield: numbers left double precision ({error}); take less extreme values", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"meanfield: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -126,13 +129,18 @@ def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) ->
         elif not options.quiet:
             print(f"{directory} is finished; nothing was changed")
         return 0
-    done = experiment.run(config, directory, backend=options.backend, quiet=options.quiet)
+    say = None if options.quiet else _say
+    done = experiment.run(config, directory, backend=options.backend, quiet=options.quiet, say=say)
     if not options.quiet:
         print("\n".join(done.lines()))
         timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.metadata["timings"].items())
         print(f"timings: {timings}")
         print(f"report: {directory / 'report.html'}")
     return _complain(done.metadata.get("violated", []), directory)
+
+
+def _say(text: str) -> None:
+    print(f"meanfield: {text}", file=sys.stderr, flush=True)
 
 
 def _announcement(config: "RunConfig", directory: Path) -> str:

@@ -280,9 +280,9 @@ def resolve_alpha(alpha: float | str, m: int) -> float:
             value = float(text)
     except (ValueError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not 1e-30 <= value <= 1e30:
         raise InputError(
-            f'network.alpha = {alpha!r} is not possible: wanted a number above 0, "1", "sqrt(m)" or '
+            f'network.alpha = {alpha!r} is not possible: wanted a number from 1e-30 to 1e30, "1", "sqrt(m)" or '
             '"m^0.3". Type for example --set network.alpha=20.'
         )
     return value

@@ -4,7 +4,7 @@
 """
 
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _check_memory(config: RunConfig) -> None:
 def is_finished(directory: Path) -> bool:
     """Return whether a directory holds a finished run."""
     path = directory / "metadata.json"
-    return path.exists() and store.read_json(path).get("status") == "finished"
+    return path.exists() and (directory / "records.nc").exists() and store.read_json(path).get("status") == "finished"
 
 
 def check_claim(config: RunConfig, directory: Path) -> None:
@@ -112,8 +112,17 @@ def check_claim(config: RunConfig, directory: Path) -> None:
         )
 
 
-def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: bool = False) -> results.Run:
+def run(
+    config: RunConfig,
+    directory: Path,
+    *,
+    backend: str = "auto",
+    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> results.Run:
     """Carry a configuration through: the run goes on where it stopped, and ends with checks and a report.
+
+    `say` is told, before anything runs, what was done to the data.
 
     Returns
     -------
@@ -123,6 +132,8 @@ def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: boo
     begin = clock.perf_counter()
     check_claim(config, directory)
     experiment = build(config, backend)
+    for note in _notes(experiment) if say else ():
+        say(note)  # type: ignore[misc]
     record, test = config.record, experiment.data
     done = simulate(
         experiment.flow,
@@ -149,6 +160,15 @@ def run(config: RunConfig, directory: Path, *, backend: str = "auto", quiet: boo
     )
     report(directory, done)
     return done
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    """Return what was selected and scaled (what was warned of is left out), and whether Assumption 4.1 fails."""
+    notes = [note for note in experiment.data.notes if "Lambda" not in note]
+    longest = float(np.linalg.norm(experiment.data.x, axis=1).max())
+    if longest > 1 + 1e-12 or float(np.abs(experiment.data.y).max()) > 1 + 1e-12:
+        notes.append("Assumption 4.1 fails: inputs or labels are longer than 1; data.scale = true would scale them")
+    return notes
 
 
 def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Verification]:

@@ -73,7 +73,7 @@ class Flow:
         given: object = self.objective
         if not isinstance(given, Objective):
             raise InputError(f"objective must be an Objective such as mf.Risk(x, y), got {type(given).__name__}")
-        if not (math.isfinite(self.lam) and self.lam >= 0):
+        if not (isinstance(self.lam, int | float) and math.isfinite(self.lam) and self.lam >= 0):
             raise InputError(f"lam must be finite and at least 0, got {self.lam!r}")
         if self.train not in TRAIN:
             near = did_you_mean(self.train, TRAIN)

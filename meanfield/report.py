@@ -229,7 +229,8 @@ def _facts(data: Any) -> list[tuple[str, str]]:
         if all(readings.recorded(data, f"{name}_{side}") for side in ("lower", "upper")):
             low, high = (readings.at_bounds(data, f"{name}_{side}")[-1] for side in ("lower", "upper"))
             out.append((what, f"{number(low)} – {number(high)}"))
-    if readings.recorded(data, "ntk_eigenvalue_min"):
+    rounding = float(data.attrs.get("ntk_rounding", 0.0))
+    if readings.recorded(data, "ntk_eigenvalue_min") and readings.Lambda(data) > rounding:
         share = float(data.ntk_eigenvalue_min.values.mean(0).min()) / readings.Lambda(data)
         out.append(("of Λ kept by the NTK", f"{int(100 * share)} %"))
     return out

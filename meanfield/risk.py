@@ -7,7 +7,6 @@ c = -(2 alpha / n) r, and predictions obey df/dt = -kappa H r + alpha lam e, kap
 the documentation), H the NTK Gram matrix, e_i = E_p[Laplace psi_i - z . grad psi_i].
 """
 
-import math
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,8 @@ from meanfield.units import Unit
 
 Array = np.ndarray
 LOSSES = ("square", "logistic")
+# Beyond this alpha and its inverse, squares and fourth powers of it leave double precision.
+SMALLEST_ALPHA = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +266,12 @@ def _check(risk: Risk) -> None:
     for name, values in (("x", x), ("y", y)):
         if not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinity; remove or fill those samples first")
-    if not (math.isfinite(risk.alpha) and risk.alpha > 0):
-        raise InputError(f"alpha must be positive and finite, got {risk.alpha!r}; for the kernel scaling give sqrt(m)")
+    number = isinstance(risk.alpha, int | float | np.number)
+    if not (number and SMALLEST_ALPHA <= risk.alpha <= 1 / SMALLEST_ALPHA):
+        raise InputError(
+            f"alpha must be a number from {SMALLEST_ALPHA:g} to {1 / SMALLEST_ALPHA:g}, got {risk.alpha!r}; "
+            "for the kernel scaling give m**0.5"
+        )
     if risk.loss not in LOSSES:
         raise InputError(f"loss must be 'square' or 'logistic', got {risk.loss!r}.{did_you_mean(risk.loss, LOSSES)}")
     if risk.loss == "logistic" and not np.isin(y, (-1.0, 1.0)).all():

@@ -2,8 +2,8 @@
 
     run = simulate(flow, gaussian_cloud(m=4096, unit=risk.unit, d=risk.d, seed=0), time=2.0, replicates=4)
 
-A run with a directory goes on from its last checkpoint when it is called again, and ends with the same bits as one
-that was never stopped. To drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your own.
+A run with a directory goes on from its last checkpoint and ends with the same bits as one that was never stopped. To
+drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your own.
 """
 
 import contextlib
@@ -171,7 +171,8 @@ class _Loop:
             return None
         metadata = store.read_json(self.directory / "metadata.json")
         self.refuse_other(metadata.get("identity", {}))
-        return load(self.directory, self.flow) if metadata.get("status") == "finished" else None
+        whole = metadata.get("status") == "finished" and (self.directory / "records.nc").exists()
+        return load(self.directory, self.flow) if whole else None
 
     def refuse_other(self, other: Mapping[str, Any]) -> None:
         """Refuse to go on with a run that something else determines."""
@@ -197,7 +198,7 @@ class _Loop:
         self.attributes = {"title": self.keeping.extra.get("title", "noisy gradient descent of a two-layer network")}
         self.attributes |= describe(self.flow, self.plan, self.state.clouds[0])
         if not any("Lambda" in note for note in self.keeping.extra.get("data", {}).get("notes", ())):
-            warn_of_no_gap(self.attributes)  # a data source has said it with the rows that cause it
+            warn_of_no_gap(self.attributes)
         if self.directory is not None:
             store.prepare(self.directory)
             for name, text in self.keeping.files.items():
@@ -213,6 +214,7 @@ class _Loop:
             "identity": self.identity,
             "versions": results.versions(),
             "machine": results.machine(),
+            "ranks": 1,
             "timings": {k: round(v, 4) for k, v in self.state.timings.items()},
             "absent": self.state.absent,
             **self.keeping.extra,
@@ -391,8 +393,7 @@ def load(directory: str | Path, flow: Flow | None = None) -> Run:
         If it is no run directory, or a file in it is damaged.
     """
     directory = Path(directory)
-    metadata = store.read_json(directory / "metadata.json")
-    data = store.read_dataset(directory / "records.nc")
+    metadata, data = store.read_json(directory / "metadata.json"), store.read_dataset(directory / "records.nc")
     found = store.read_checkpoint(directory)
     # Records of an interruption lie beside later checkpoints while the run goes on: then clouds do not belong to them.
     clouds = found[0] if found is not None and found[0][0].step == data.attrs.get("steps") else []

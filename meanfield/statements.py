@@ -11,6 +11,7 @@ import numpy as np
 from meanfield import readings, theory
 from meanfield.cloud import Cloud
 from meanfield.verdicts import (
+    BEYOND,
     HOLDS,
     NOT_APPLICABLE,
     Verdict,
@@ -110,7 +111,7 @@ def _judge_loss(data: Any, name: str, text: str, bound: Array, part: slice) -> V
     """Judge loss <= bound; the plain loss of finitely many particles is biased up, so the unbiased one must violate."""
     loss, error = replicate_mean(data, "loss")
     low = data.loss_unbiased.values if "loss_unbiased" in data else loss
-    room = (bound - loss)[part], (bound - loss - error)[part], (bound - low + error)[part]
+    room = (bound - loss)[part], (bound - loss - error)[part], (bound - low + BEYOND * error)[part]
     return decide(name, text, loss[part], bound[part], data.time.values[part], *room)
 
 
@@ -146,7 +147,9 @@ def _judge_eigenvalue(data: Any, name: str, text: str, where: Array, note: str =
     possible = np.where(where, np.inf, np.nan)
     if "ntk_eigenvalue_min_upper" in data:
         above = data.ntk_eigenvalue_min_upper.values
-        possible = above + safe_error(data, "ntk_eigenvalue_min_upper") - half
+        above = above + BEYOND * safe_error(data, "ntk_eigenvalue_min_upper")
+        # A Gram matrix has no negative eigenvalue: there the error is what is wrong.
+        possible = np.where(above < 0, np.where(where, np.inf, np.nan), above - half)
     times = data.bound_time.values
     return decide(name, text, value, half, times, value - half, value - error - half, possible, note)
 

@@ -17,6 +17,8 @@ Array = np.ndarray
 HOLDS, VIOLATED, INCONCLUSIVE, NOT_APPLICABLE = "holds", "violated", "inconclusive", "not applicable"
 # A check of the program itself is violated where chance would explain it once in a million runs.
 SURPRISE, DOUBT = 1e-6, 1e-3
+# How many safe errors a measured statement must fail by to be called violated.
+BEYOND = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ def judge(
 ) -> Verdict:
     """Return the verdict on measured <= bound (>= if `lower`) at all times, with a safe error on the difference.
 
-    An infinite error (that of a single replicate) leaves the statement inconclusive; NaN is not judged.
+    It holds if it does with the error against it at every time, and is violated if it fails by more than `BEYOND` times
+    the error at some: many correlated times are looked at, and one error is exceeded by chance too often. An infinite
+    error (that of a single replicate) leaves the statement inconclusive; NaN is not judged.
     """
     measured, bound, error = _columns(times, measured, bound, error)
     gap = measured - bound if lower else bound - measured
-    return decide(statement, description, measured, bound, times, gap, gap - error, gap + error, note)
+    return decide(statement, description, measured, bound, times, gap, gap - error, gap + BEYOND * error, note)
 
 
 def brackets(
@@ -112,7 +116,7 @@ def brackets(
     lower, upper, error = _columns(times, lower, upper, error)
     gap = upper - lower
     sure = np.where(np.isinf(error), -np.inf, gap + error)
-    return decide(statement, description, lower, upper, times, gap, sure, gap + 2 * error, note)
+    return decide(statement, description, lower, upper, times, gap, sure, gap + BEYOND * error, note)
 
 
 def decide(

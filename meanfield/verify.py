@@ -6,10 +6,12 @@ it here.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from meanfield import certificates, statements
 from meanfield.cloud import Cloud
+from meanfield.simulate import load
 from meanfield.verdicts import Verdict, Verification
 
 CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
@@ -27,13 +29,14 @@ CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
 
 
 def verify(run: Any) -> Verification:
-    """Return the verdict of every statement on a run (a `Run`, or a Dataset of records alone).
+    """Return the verdict of every statement on a run (a `Run`, its directory, or a Dataset of records alone).
 
     Raises
     ------
     InputError
         If the records lack what every check needs.
     """
+    run = load(run) if isinstance(run, str | Path) else run
     data = getattr(run, "data", run)
     clouds = list(getattr(run, "clouds", []))
     verdicts: list[Verdict] = []

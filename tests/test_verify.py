@@ -309,7 +309,8 @@ T = np.array([0.0, 1.0, 2.0])
     [
         ([1, 2, 3], [2, 3, 5], 0.5, HOLDS, 0.5, 0.0),
         ([1, 2, 3], [2, 3, 3.4], 0.5, INCONCLUSIVE, -0.1, 2.0),
-        ([1, 2, 3], [2, 1.4, 5], 0.5, VIOLATED, -0.1, 1.0),
+        ([1, 2, 3], [2, 0.9, 5], 0.5, VIOLATED, -0.1, 1.0),  # beyond twice the error
+        ([1, 2, 3], [2, 1.4, 5], 0.5, INCONCLUSIVE, -1.1, 1.0),
         ([1, 2, 3], [2, 1.6, 5], [0, 0.5, 0], INCONCLUSIVE, -0.9, 1.0),
         ([1, 2, 3], [1, 2, 3], 0.0, HOLDS, 0.0, 0.0),
         ([1, 2, 3], [1 - 1e-12, 2, 3], 0.0, HOLDS, -1e-12, 0.0),
@@ -396,3 +397,11 @@ def test_the_excess_of_euler_at_rest() -> None:
     v = 1 / 0.9
     assert np.isclose(certificates._euler_excess(data), 0.5 * 4 * 0.5 * (v - 1 - np.log(v)))
     assert certificates._euler_excess(data.assign_attrs(scheme="kernel")) == 0
+
+
+def test_numbers_that_are_missing_from_a_finished_run_are_no_secret(right) -> None:
+    """NaN in the stored loss contradicts the predictions, NaN in a bound the account it is made of."""
+    for name, statement in (("loss", "records: loss"), ("kl_upper", "records: account")):
+        data = right.data.copy(deep=True)
+        data[name][..., -1] = np.nan
+        assert statement in [v.statement for v in verify(data).violated]
