@@ -25,6 +25,8 @@ Coupled = list[tuple[Array, Array, Array | None]]
 PROBES = 100_000
 PLUGIN = 1000
 NEIGHBOURS = 5
+# Bounds that are chosen on one part of the particles and measured on another need a few.
+FEWEST = 16
 _memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
@@ -95,7 +97,7 @@ def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs, blocks=_blocks(pairs))]
     h = network(flow).unit.h if _is_network(flow) else None
-    if h is not None and all(np.isfinite(h.suprema[1:3])):
+    if h is not None and all(np.isfinite(h.suprema[1:3])) and clouds[0].m >= FEWEST:
         candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
     best = tightest_lower(candidates, len(clouds))
     return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
@@ -129,7 +131,7 @@ def _kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     std = clouds[0].start_std
     half = 0.5 * (w2.value / std) ** 2
     candidates.append(Estimate(half, w2.value * w2.se / std**2, f"talagrand({w2.source})"))
-    if _is_network(flow):
+    if _is_network(flow) and clouds[0].m >= FEWEST:
         candidates.append(donsker.donsker_varadhan(pairs, features(clouds, flow)))
     best = tightest_lower(candidates, len(clouds))
     return best._replace(value=max(best.value, 0.0))

@@ -63,7 +63,8 @@ def loss(data: Any, ax: Any) -> str:
         title += (
             f" and crosses its certificate at t = {number(t[above[0]])}" if len(above) else ", below its certificate"
         )
-    canvas.log_axis(ax.yaxis, *canvas.positive_limits(*shown))
+    if np.any(mean[later] > 0):
+        canvas.log_axis(ax.yaxis, *canvas.positive_limits(*shown))
     _time_axis(ax, t)
     ax.set_ylabel(r"square loss $L$")
     canvas.legend(ax, "lower left", readings.apriori_note(data))
@@ -195,6 +196,8 @@ def travel(data: Any, ax: Any) -> str:
     _time_axis(ax, t)
     ax.set_ylabel("distance in parameter space")
     ax.legend(loc="best")
+    if not b.upper[-1] > 0:
+        return "Particles travel, their law stays where it was"
     ratio = far.mean(0)[-1] / b.upper[-1]
     return f"Particles travel {number(ratio, 2)} times as far as their law"
 

@@ -4,6 +4,7 @@
 statement whose hypothesis is not met is `not applicable`. Read next: `certificates` and `statements`, which use it.
 """
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -77,6 +78,9 @@ class Verification:
     def __repr__(self) -> str:
         """Return the table."""
         return self.table()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.table())}</pre>"
 
 
 def _number(value: float | None) -> str:
@@ -209,6 +213,6 @@ def missing_variable(data: Any, statement: str, description: str, *names: str) -
     """Return a verdict of not applicable if a variable was not recorded, else None."""
     absent = [name for name in names if name not in data]
     if absent:
-        note = f"{', '.join(absent)} not recorded (metadata.json says why)"
+        note = f"{', '.join(absent)} not recorded (not asked for, or metadata.json says why)"
         return Verdict(statement, description, NOT_APPLICABLE, note=note)
     return None

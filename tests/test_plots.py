@@ -165,3 +165,13 @@ def test_numbers_are_printed_as_a_reader_would_write_them(value, text):
 
 def test_numbers_that_are_none():
     assert canvas.number(float("nan")) == "not available" and canvas.number(float("inf")) == "not finite"
+
+
+@pytest.mark.parametrize("name", [name for name in plots.FIGURES if name not in ("cloud", "predictions")])
+def test_a_law_that_never_moves_is_drawn_without_a_warning(name, data):
+    still = data.copy(deep=True)
+    for variable in still.data_vars:
+        if still[variable].dtype.kind == "f":
+            still[variable][...] = 0.0
+    still.attrs["ntk_lambda"] = 0.0
+    plots.FIGURES[name](still).figure.canvas.draw()

@@ -395,3 +395,11 @@ def test_repeated_inputs_warn_that_the_theorem_says_nothing():
     flow = Flow(risk, lam=0.1)
     with pytest.warns(UserWarning, match="Theorem 4.4"):
         simulate(flow, gaussian_cloud(64, risk.unit, 2), 0.01, replicates=1, observables=["loss"], bounds=0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 16])
+def test_very_few_particles_are_measured_as_far_as_it_goes(m):
+    risk = Risk(np.eye(2), np.array([0.5, -0.5]), alpha=2.0)
+    run = simulate(Flow(risk, lam=0.1), gaussian_cloud(m, risk.unit, 2), 0.05, replicates=2, bounds=1)
+    assert run.status == "finished" and np.isfinite(run.data.w2_upper.values).all()
+    assert ("kl_estimate" in run.metadata["absent"]) == (m <= bounds.NEIGHBOURS)
