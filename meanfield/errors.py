@@ -20,12 +20,6 @@ class DivergedError(MeanfieldError, ArithmeticError):
     exit_code = 3
 
 
-class CheckError(MeanfieldError):
-    """A check of the results failed."""
-
-    exit_code = 1
-
-
 class Interrupted(MeanfieldError):
     """A signal stopped the run after its state was saved."""
 

@@ -139,8 +139,3 @@ def eigenvalue_range(gram: Array) -> tuple[float, float]:
         raise InputError("the Gram matrix holds NaN or infinity")
     values = np.linalg.eigvalsh(gram)
     return float(values[0]), float(values[-1])
-
-
-def relative_floor(gram: Array) -> float:
-    """Return the size below which an eigenvalue of this matrix is rounding error: n eps lambda_max."""
-    return len(gram) * float(np.finfo(np.float64).eps) * max(largest_eigenvalue(gram), 0.0)
