@@ -10,13 +10,14 @@ name it in `MODULES`.
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from meanfield.errors import InputError, did_you_mean
 
 Array = np.ndarray
+Particles = tuple[Any, Any]  # the cloud and its reference (or None), both of shape (m, D)
 MODULES = {"numpy": "meanfield.backends.reference"}
 
 
@@ -51,8 +52,28 @@ class Moved(NamedTuple):
     push3: Array | None = None
 
 
+class Motion(NamedTuple):
+    """A step without account: a kick of length `before`, a channel z <- decay z + sigma xi, a kick of length `after`.
+
+    The noise xi of a particle is named by (seed, step, replicate) in stream DIFFUSION; see `noise`.
+    """
+
+    before: float
+    decay: float
+    sigma: float
+    after: float
+    seed: int
+    step: int
+    replicate: int
+
+
 class Backend(NamedTuple):
-    """The contractions that a step and its measurements need."""
+    """The contractions that a step and its measurements need.
+
+    `z`, `reference`, `points` and what is returned of their shape are arrays of the backend's own kind, which
+    `asarray` makes and `asnumpy` turns back (both do nothing where that kind is numpy). Everything of shape (n,),
+    (n, n) or smaller goes in and comes out as numpy.
+    """
 
     name: str
     predict: Callable[..., Array]
@@ -61,6 +82,10 @@ class Backend(NamedTuple):
     kick: Callable[..., Moved]
     midpoint_kick: Callable[..., Moved]
     roughness: Callable[..., tuple[float, float, float]]
+    move: Callable[..., Particles]
+    descend: Callable[..., Particles]
+    asarray: Callable[[Any], Any]
+    asnumpy: Callable[[Any], Array]
 
 
 def get(name: str = "auto") -> Backend:
