@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
 def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
     from meanfield import backends, experiment, parallel
 
-    backends.get(options.backend)
+    backends.check_name(options.backend)
     parallel.set_threads(options.threads)
     if not options.quiet:
         print(_announcement(config, directory), file=sys.stderr, flush=True)

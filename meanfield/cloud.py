@@ -8,10 +8,11 @@ law's motion without the sampling noise of the start. What to read next: `flow` 
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from meanfield import noise, parallel
+from meanfield import backends, noise, parallel
 from meanfield.account import Account
 from meanfield.errors import InputError
 from meanfield.noise import Stream
@@ -208,12 +209,14 @@ def _draw(cloud: Cloud) -> Array:
 
 def cloud_noise(cloud: Cloud, stream: Stream, *, step: int, first_block: int = 0) -> Array:
     """Return the standard normals of a cloud at one step, shape (m, D); any split over threads gives the same."""
+    place: dict[str, Any] = {"step": step, "replicate": cloud.replicate, "first_block": first_block, "dtype": cloud.z.dtype}
+    if cloud.z.size >= backends.MANY_NORMALS:
+        return backends.normals(cloud.seed, stream, count=cloud.m, width=cloud.dimension, **place)
     out = np.empty_like(cloud.z)
 
     def fill(part: slice) -> None:
         out[part] = noise.normals(
-            cloud.seed, stream, step=step, replicate=cloud.replicate, first=part.start,
-            count=part.stop - part.start, width=cloud.dimension, dtype=out.dtype, first_block=first_block,
+            cloud.seed, stream, first=part.start, count=part.stop - part.start, width=cloud.dimension, **place
         )  # fmt: skip
 
     parallel.each_block(fill, cloud.m, 4096)

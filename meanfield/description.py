@@ -89,11 +89,12 @@ def identity(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:
         "records": [[record.name, int(record.every), list(record.at)] for record in plan.records],
         "batch": int(getattr(objective, "size", 0)),
     }
-    return out | (_identity_of_risk(risk) if isinstance(risk, Risk) else {"drift": _start_of(objective, cloud)})
+    return out | (_identity_of_risk(risk, cloud) if isinstance(risk, Risk) else {"drift": _start_of(objective, cloud)})
 
 
-def _identity_of_risk(risk: Risk) -> dict[str, Any]:
+def _identity_of_risk(risk: Risk, cloud: Cloud) -> dict[str, Any]:
     return {
+        "backend": risk.choice(cloud.m).name,
         "data": _digest(risk.x, risk.y),
         "alpha": float(risk.alpha),
         "activation": risk.unit.h.name,
@@ -113,7 +114,8 @@ def _digest(*arrays: Array | None) -> str:
     total = hashlib.sha256()
     for array in arrays:
         if array is not None:
-            total.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+            total.update(str(array.shape).encode())
+            total.update(np.ascontiguousarray(array).view(np.uint8).data)
     return total.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from meanfield import config as configuration
 from meanfield import datasets, results, store
+from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
@@ -132,7 +133,12 @@ def run(
     begin = clock.perf_counter()
     check_claim(config, directory)
     experiment = build(config, backend)
-    for note in _notes(experiment) if say else ():
+    choice = (
+        Choice("", "")
+        if experiment.flow.objective.network is None
+        else experiment.flow.objective.network.choice(experiment.cloud.m)
+    )
+    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}"] if say else ():
         say(note)  # type: ignore[misc]
     record, test = config.record, experiment.data
     done = simulate(
@@ -154,7 +160,8 @@ def run(
             "title": config.output.title or directory.name,
             "config": configuration.to_dict(config),
             "data": {"notes": list(experiment.data.notes), "names": list(experiment.data.names)},
-            "backend": experiment.flow.objective.network.engine.name if experiment.flow.objective.network else "",
+            "backend": choice.name,
+            "backend_reason": choice.why,
             "startup_seconds": round(clock.perf_counter() - begin, 4),
         },
     )

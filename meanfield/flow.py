@@ -107,7 +107,6 @@ class Flow:
         """Return whether steps keep an account: the objective is a network, the cloud has a reference."""
         return self.dynamics.account and cloud.reference is not None
 
-    @parallel.serial_blas
     def step(self, cloud: Cloud, eta: float | None = None) -> Cloud:
         """Return the cloud one step later; pure, and the same bits for any number of threads.
 
@@ -125,12 +124,23 @@ class Flow:
         DivergedError
             If particles are not finite afterwards.
         """
+        return self._step(cloud, eta, donated=False)
+
+    def advance(self, cloud: Cloud, eta: float | None = None) -> Cloud:
+        """Return what `step` returns, bit for bit, and give up the cloud: its arrays may have been written over.
+
+        Steps without an account then need no second cloud. A cloud that shares its arrays with its reference or its
+        start, as every fresh one does, is spared.
+        """
+        return self._step(cloud, eta, donated=True)
+
+    def _step(self, cloud: Cloud, eta: float | None, donated: bool) -> Cloud:
         eta = self.propose([cloud]) if eta is None else float(eta)
         if not (math.isfinite(eta) and eta > 0):
             raise InputError(f"a step must have a positive, finite length, got eta = {eta!r} at step {cloud.step}")
         if self.method.explicit and not self.allow_unstable and not self._known_stable(cloud, eta):
             self.check_stable(cloud, eta)
-        return steps.step(self.dynamics._replace(account=self.accounts(cloud)), cloud, eta)
+        return steps.step(self.dynamics._replace(account=self.accounts(cloud)), cloud, eta, donated=donated)
 
     def stability_limit(self, cloud: Cloud) -> float:
         """Return the longest stable explicit step, 2 / (kappa lambda_max(H) + lam / std^2); infinite if nothing limits.
@@ -165,7 +175,6 @@ class Flow:
                 f"eta below {limit:.3g}, or allow_unstable=True to see it happen"
             )
 
-    @parallel.serial_blas
     def propose(self, clouds: Sequence[Cloud]) -> float:
         """Return the length of the next step for replicates that step together.
 
@@ -178,11 +187,13 @@ class Flow:
         if self.eta != AUTO:
             return float(self.eta)
         if self.method.explicit:
-            limit = min(self.stability_limit(cloud) for cloud in clouds)
+            with parallel.single_threaded_blas():
+                limit = min(self.stability_limit(cloud) for cloud in clouds)
             if not math.isfinite(limit):
                 raise InputError("eta='auto' cannot tell a step: nothing limits it here; give eta as a number")
             return 0.5 * limit
-        return min(self._propose_kernel(cloud) for cloud in clouds)
+        with parallel.single_threaded_blas():
+            return min(self._propose_kernel(cloud) for cloud in clouds)
 
     def _propose_kernel(self, cloud: Cloud) -> float:
         if self.objective.tangent(cloud, self.train) is None:

@@ -91,7 +91,7 @@ class Linearised(Objective):
         f = self.alpha * self._push(cloud, self._shift(cloud))
         if self.risk.centred:
             return f
-        return f + self.alpha * self.risk.engine.predict(
+        return f + self.alpha * self.risk.engine(cloud.m).predict(
             self.risk.unit.h, self.risk.inputs, self._centre(cloud), cloud.weights
         )
 
@@ -105,7 +105,7 @@ class Linearised(Objective):
 
     def _field(self, cloud: Cloud, residual: Array) -> Array:
         c = self.risk.coefficients(residual)
-        return self.risk.engine.pullback(self.risk.unit.h, self.risk.inputs, self._centre(cloud), c)
+        return self.risk.engine(cloud.m).pullback(self.risk.unit.h, self.risk.inputs, self._centre(cloud), c)
 
     def first_variation(self, cloud: Cloud, points: Array) -> Array:
         """Return (2 alpha / n) sum_i r_i <grad psi_i(z0_j), points_j>: one point for each particle, shape (m,)."""

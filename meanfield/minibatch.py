@@ -60,6 +60,10 @@ class Minibatch(Objective):
         r = self.risk
         return Risk(r.x[rows], r.y[rows], r.unit, r.alpha, r.centred, r.loss, r.backend)
 
+    def plain(self, cloud: Cloud) -> Risk:
+        """Return the risk over the batch."""
+        return self.on(self.batch(cloud))
+
     def value(self, cloud: Cloud) -> float:
         """Return the risk over the batch."""
         return self.on(self.batch(cloud)).value(cloud)

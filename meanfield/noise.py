@@ -106,7 +106,7 @@ def philox(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]
     words = np.asarray(counter, dtype=np.uint64)
     low, high = (int(word) for word in np.asarray(key, dtype=np.uint64))
     even, odd = words[0::2].copy(), words[1::2].copy()
-    _rounds(even, odd, _round_keys(high << 32 | low))
+    _rounds(even, odd, round_keys(high << 32 | low))
     return np.stack([even[0], odd[0], even[1], odd[1]]).astype(np.uint32)
 
 
@@ -262,7 +262,7 @@ class _Counters:
             stream = Stream(stream)
         except ValueError:
             raise InputError(f"unknown stream {stream!r}; streams are {[s.name for s in Stream]}.") from None
-        self.keys = _round_keys(_whole("seed", seed, 64))
+        self.keys = round_keys(_whole("seed", seed, 64))
         self.step = _whole("step", step, 32)
         self.last_word = stream << 24 | _whole("replicate", replicate, 24)
         self.first, self.count = _span("particles", *particles)
@@ -307,7 +307,7 @@ def _span(name: str, first: int, count: int) -> Range:
     return first, count
 
 
-def _round_keys(seed: int) -> Array:
+def round_keys(seed: int) -> Array:
     """Return the key of every round, low word first, shape (ROUNDS, 2, 1)."""
     low, high = seed & _LOW, seed >> 32
     pairs = [(low + i * KEY_INCREMENTS[0] & _LOW, high + i * KEY_INCREMENTS[1] & _LOW) for i in range(ROUNDS)]

@@ -61,6 +61,10 @@ class Objective:
         """The objective over all data, which is what gets recorded."""
         return self
 
+    def plain(self, cloud: Cloud) -> Any:
+        """Return the risk whose step is this objective's at the cloud, where one pass makes it; None elsewhere."""
+        return None
+
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
         """Return the particles moved along the drift for a length eps (`residual`: the frozen r, if there is one)."""
         drift = -self.gradient(cloud)

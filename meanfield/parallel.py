@@ -8,6 +8,7 @@ result is the same to the last bit for any number of threads.
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,7 @@ LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0}
+_inside = threading.local()  # whether this thread works for a call that is under way
 
 
 def block_size(n: int) -> int:
@@ -117,22 +119,52 @@ def _plus(a: Any, b: Any) -> Any:
 @serial_blas
 def sum_blocks(function: Callable[[slice], Any], m: int, size: int) -> Any:
     """Return the dyadic sum of function(block) over the blocks of range(m), worked by the threads."""
-    total = DyadicSum()
-    for value in _results(function, blocks(m, size)):
-        total.add(value)
-    return total.total()
+    return sum_groups(function, m, size)
 
 
 @serial_blas
 def each_block(function: Callable[[slice], Any], m: int, size: int) -> None:
     """Call function(block) for every block of range(m), worked by the threads."""
-    for _ in _results(function, blocks(m, size)):
-        pass
+    each_group(function, m, size)
 
 
-def _results(function: Callable[[slice], Any], parts: list[slice]) -> Iterator[Any]:
-    if threads() == 1 or len(parts) == 1:
-        return map(function, parts)
+def sum_groups(function: Callable[[slice], Any], count: int, size: int) -> Any:
+    """Return the dyadic sum of function(group) over groups of `size` of range(count); no limit is put on BLAS."""
+    total = DyadicSum()
+    for value in _results(function, blocks(count, size)):
+        total.add(value)
+    return total.total()
+
+
+def each_group(function: Callable[[slice], Any], count: int, size: int) -> None:
+    """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS."""
+    _results(function, blocks(count, size))
+
+
+def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
+    """Return function(part) for every part; the calling thread works too, and so wakes one thread fewer."""
+    helpers = min(threads(), len(parts)) - 1
+    if helpers == 0 or getattr(_inside, "work", False):
+        return [function(part) for part in parts]
     if _state["pool"] is None:
-        _state["pool"] = ThreadPoolExecutor(threads(), thread_name_prefix="meanfield")
-    return _state["pool"].map(function, parts)
+        _state["pool"] = ThreadPoolExecutor(threads() - 1, thread_name_prefix="meanfield")
+    results: list[Any] = [None] * len(parts)
+    numbers = iter(range(len(parts)))
+
+    def work() -> None:
+        _inside.work = True
+        try:
+            for k in numbers:  # the interpreter hands out each number once
+                results[k] = function(parts[k])
+        finally:
+            _inside.work = False
+
+    waiting = [_state["pool"].submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        failures = [done.exception() for done in waiting]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+    return results

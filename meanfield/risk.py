@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from meanfield import backends, ntk
-from meanfield.backends import Measurement, Moved
+from meanfield.backends import Measurement, Motion, Moved, Particles
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError, did_you_mean
 from meanfield.objectives import Objective, Tangent
@@ -46,7 +46,7 @@ class Risk(Objective):
     loss : str
         "square", (f - y)^2, or "logistic", log(1 + exp(-y f)).
     backend : str
-        Where contractions run.
+        Where contractions run: a name of `backends.MODULES`, or "auto", which `backends.choose` resolves.
 
     Raises
     ------
@@ -93,10 +93,15 @@ class Risk(Objective):
         """The inputs as the neurons see them: with a column of ones if they have a bias, shape (n, D - 1)."""
         return self.unit.inputs(self.x)
 
-    @cached_property
-    def engine(self) -> backends.Backend:
-        """The backend that does the contractions."""
-        return backends.get(self.backend)
+    def engine(self, m: int) -> backends.Backend:
+        """Return the backend that does the contractions over m particles."""
+        return backends.get(self.choice(m).name)
+
+    def choice(self, m: int) -> backends.Choice:
+        """Return the name of that backend, and why it was chosen."""
+        if self.backend != backends.AUTO:
+            return backends.Choice(self.backend, "it was asked for")
+        return backends.choose(self.n, m)
 
     @property
     def network(self) -> "Risk":
@@ -113,7 +118,7 @@ class Risk(Objective):
         for (t, g, v), found in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)):
             if t == train and g in (True, gram) and variance in (None, v):
                 return found
-        found = self.engine.measure(
+        found = self.engine(cloud.m).measure(
             self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, train, gram=gram, variance=variance
         )
         memo[train, gram, variance] = found
@@ -142,9 +147,9 @@ class Risk(Objective):
     def predict(self, cloud: Cloud, x: Array) -> Array:
         """Return f at other inputs x (k, d): shape (k,)."""
         inputs = self.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64)))
-        psi = self.engine.predict(self.unit.h, inputs, cloud.z, cloud.weights)
+        psi = self.engine(cloud.m).predict(self.unit.h, inputs, cloud.z, cloud.weights)
         if self._centres(cloud):
-            psi = psi - self.engine.predict(self.unit.h, inputs, cloud.reference, cloud.weights)
+            psi = psi - self.engine(cloud.m).predict(self.unit.h, inputs, cloud.reference, cloud.weights)
         return self.alpha * psi
 
     def _centres(self, cloud: Cloud) -> bool:
@@ -165,9 +170,10 @@ class Risk(Objective):
 
     def residual(self, prediction: Array) -> Array:
         """Return r, half the slope of the loss: f - y for the square loss, shape (n,)."""
+        y = np.asarray(self.y, like=prediction)  # predictions may be arrays of a device
         if self.loss == "square":
-            return prediction - self.y
-        return -0.5 * self.y * np.exp(-np.logaddexp(0.0, self.y * prediction))
+            return prediction - y
+        return -0.5 * y * np.exp(-np.logaddexp(0.0, y * prediction))
 
     def curvature(self, prediction: Array) -> Array:
         """Return dr/df: 1 for the square loss, shape (n,)."""
@@ -194,7 +200,7 @@ class Risk(Objective):
     def gradient(self, cloud: Cloud) -> Array:
         """Return grad dL/dp at the particles, shape (m, D)."""
         c = self.coefficients(self.residual(self.prediction(cloud)))
-        return -self.engine.pullback(self.unit.h, self.inputs, cloud.z, c)
+        return -self.engine(cloud.m).pullback(self.unit.h, self.inputs, cloud.z, c)
 
     def generator(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Array:
         """Return e_i = E_p[Laplace psi_i - decay z . grad psi_i], centred where the dynamics are, shape (n,)."""
@@ -246,6 +252,26 @@ class Risk(Objective):
     def _start(self) -> dict:
         return {}
 
+    def plain(self, cloud: Cloud) -> "Risk":
+        """Return the risk itself: its steps without an account are single passes."""
+        return self
+
+    def move(
+        self, cloud: Cloud, residual: Array | None, motion: Motion, train: str, out: Particles | None = None
+    ) -> Particles:
+        """Return particles and reference after kick, channel and kick with the residual frozen at `residual`.
+
+        With None the kicks are along the residual of the cloud itself, found in the same call: an explicit step.
+        `out` may be the cloud's own arrays.
+        """
+        where = (self.unit.h, self.inputs, cloud.z, cloud.reference)
+        if residual is not None:
+            return self.engine(cloud.m).move(*where, self.coefficients(residual), motion, train, out=out)
+        return self.engine(cloud.m).descend(
+            *where, cloud.weights, lambda psi: self.coefficients(self.residual(self.alpha * psi)), motion, train,
+            centred=self._centres(cloud), out=out,
+        )  # fmt: skip
+
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
         """Return the particles moved for a length eps along b with the residual frozen at `residual`."""
         options = dict(options)
@@ -253,12 +279,13 @@ class Risk(Objective):
         c = self.coefficients(self.residual(self.prediction(cloud)) if residual is None else residual)
         arguments = (self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, c, eps, train)
         if midpoint:
-            return self.engine.midpoint_kick(*arguments, **options)
-        return self.engine.kick(*arguments, **{k: v for k, v in options.items() if k != "variance"})
+            return self.engine(cloud.m).midpoint_kick(*arguments, **options)
+        return self.engine(cloud.m).kick(*arguments, **{k: v for k, v in options.items() if k != "variance"})
 
 
 def _check(risk: Risk) -> None:
     x, y = risk.x, risk.y
+    backends.check_name(risk.backend)
     if x.ndim != 2 or not x.size:
         raise InputError(f"x must have shape (n, d) with at least one sample, got shape {x.shape}")
     if y.shape != (len(x),):

@@ -128,11 +128,11 @@ def speeds() -> str:
     """Return which backends can run here, why the others cannot, and the measured speed of a step on each."""
     lines = []
     for name in backends.MODULES:
-        try:
-            rate = _speed(name)
-        except ImportError as error:
-            lines.append(f"{name}: cannot run here ({error})")
+        reason = backends.unavailable(name)
+        if reason:
+            lines.append(f"{name}: cannot run here. {reason}")
             continue
+        rate = _speed(name)
         lines.append(
             f"{name}: runs here, {parallel.threads()} threads, {rate / 1e6:.0f} million neuron evaluations a second "
             "(kernel step, n = 100, d = 20, m = 8192, float64)"

@@ -9,14 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meanfield import parallel
 from meanfield.account import Account, Channel, KickSums, injective_height
-from meanfield.backends import Moved
+from meanfield.backends import Motion, Moved
 from meanfield.cloud import Cloud, cloud_noise
 from meanfield.entropy import stein_fisher
 from meanfield.errors import DivergedError, InputError
 from meanfield.minibatch import Minibatch
 from meanfield.noise import Stream
 from meanfield.objectives import Objective
+from meanfield.risk import Risk
 from meanfield.schemes import Plan, Scheme, mean_residual, plan
 
 Array = np.ndarray
@@ -27,6 +29,8 @@ LARGEST_STEIN = 2000
 SHORT = 1e-3
 # Eigenvalues of the Gram matrix below this share of the largest are rounding, as in `entropy.stein_fisher`.
 CUTOFF = 1e-10
+# Numbers looked at together when a cloud is checked: a block of them stays in a cache.
+BLOCK = 1 << 18
 
 
 class Dynamics(NamedTuple):
@@ -40,14 +44,61 @@ class Dynamics(NamedTuple):
     account: bool
 
 
-def step(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
+def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False) -> Cloud:
     """Return the cloud after one step of length eta.
+
+    Parameters
+    ----------
+    donated : bool
+        Whether the cloud's own arrays may be written over, where the step is one that can.
 
     Raises
     ------
     DivergedError
         If a particle is not finite afterwards.
     """
+    if dynamics.account or dynamics.scheme.midpoint:
+        risk = None
+    else:
+        risk = dynamics.objective.plain(cloud)
+    if risk is not None and dynamics.scheme.explicit:
+        done = _in_one_pass(dynamics, risk, cloud, eta, donated)
+    else:
+        with parallel.single_threaded_blas():
+            done = (
+                _in_parts(dynamics, cloud, eta) if risk is None else _in_one_pass(dynamics, risk, cloud, eta, donated)
+            )
+    if not finite(done.z):
+        raise DivergedError(
+            f"particles are not finite after step {done.step} (time {done.time:.6g}, eta {eta:.3g}); take a smaller eta"
+        )
+    return done
+
+
+def finite(z: Array) -> bool:
+    """Return whether all numbers of an array are finite (and their sums are); no array is made for it."""
+    with np.errstate(all="ignore"):
+        rows = 1 + BLOCK // z.shape[1]
+        return bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+
+
+def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donated: bool) -> Cloud:
+    """Return the cloud after a step without account, which moves each block of particles through all its parts."""
+    parts = plan(dynamics.scheme, eta, dynamics.lam, dynamics.decay, cloud.m, cloud.reference_variance)
+    residual = None if dynamics.scheme.explicit else drive(dynamics, cloud, eta)
+    channel = parts.channel
+    motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, cloud.seed, cloud.step, cloud.replicate)
+    shared = cloud.z is cloud.reference or cloud.start is cloud.z or not cloud.z.flags.writeable
+    out = (cloud.z, cloud.reference) if donated and not shared else None
+    z, reference = risk.move(cloud, residual, motion, dynamics.train, out)
+    return cloud.replace(
+        z=z, reference=reference, reference_variance=channel.variance_after,
+        step=cloud.step + 1, time=cloud.time + eta, eta=eta,
+    )  # fmt: skip
+
+
+def _in_parts(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
+    """Return the cloud after a step made of kick, channel and kick one after the other."""
     parts = plan(dynamics.scheme, eta, dynamics.lam, dynamics.decay, cloud.m, cloud.reference_variance)
     residual = drive(dynamics, cloud, eta)
     start = opened(dynamics, cloud) if dynamics.account else cloud
@@ -60,10 +111,6 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
         done = done.replace(z=z.z, account=z.account)
     elif dynamics.objective.network is not None:
         dynamics.objective.network.remember(done, moved)
-    if not np.isfinite(float(done.z.sum(dtype=np.float64))):
-        raise DivergedError(
-            f"particles are not finite after step {done.step} (time {done.time:.6g}, eta {eta:.3g}); take a smaller eta"
-        )
     return done
 
 
@@ -275,7 +322,9 @@ def _bends(dynamics: Dynamics, cloud: Cloud, e: Array) -> tuple[float, float]:
     noise = np.einsum("ik,ik->k", vectors, measured.covariance @ vectors)
     kept = (values > CUTOFF * values[-1]) & (along * along > noise)
     c = vectors[:, kept] @ ((along[kept] - noise[kept] / along[kept]) / values[kept])
-    one, two, three = risk.engine.roughness(risk.unit.h, risk.inputs, cloud.z, cloud.weights, c, dynamics.train)
+    one, two, three = risk.engine(cloud.m).roughness(
+        risk.unit.h, risk.inputs, cloud.z, cloud.weights, c, dynamics.train
+    )
     return (two / one, three / one) if one > 0 else (0.0, 0.0)
 
 
@@ -291,7 +340,9 @@ def _account_of_means(
     early, late = risk.measure(start, train), risk.measure(after, train)
     if before.z is not start.z:
         # The kick left the reference where it was measured.
-        here = risk.engine.measure(risk.unit.h, risk.inputs, before.z, None, before.weights, train, gram=False)
+        here = risk.engine(before.m).measure(
+            risk.unit.h, risk.inputs, before.z, None, before.weights, train, gram=False
+        )
         early = early._replace(laplacian=here.laplacian, pull=here.pull)
     rates = []
     for m in (early, late):

@@ -245,7 +245,7 @@ def test_backends(capsys, monkeypatch) -> None:
     assert capsys.readouterr().out.startswith("numpy: runs here, ")
     monkeypatch.setitem(selftest.backends.MODULES, "abacus", "meanfield.backends.abacus")
     assert cli.main(["backends"]) == 0
-    assert "abacus: cannot run here (No module named 'meanfield.backends.abacus')" in capsys.readouterr().out
+    assert "abacus: cannot run here. No module named 'meanfield.backends.abacus'" in capsys.readouterr().out
 
 
 def test_selftest(capsys, monkeypatch) -> None:

@@ -147,7 +147,8 @@ def test_every_scheme_is_its_formula():
     z, b, a = cloud.z, -risk.gradient(cloud), math.exp(-lam * eta)
 
     def kick(points, residual):
-        return points + 0.5 * eta * risk.engine.pullback(risk.unit.h, risk.inputs, points, -2 * 6.0 / 5 * residual)
+        engine = risk.engine(len(points))
+        return points + 0.5 * eta * engine.pullback(risk.unit.h, risk.inputs, points, -2 * 6.0 / 5 * residual)
 
     J = mean_residual(risk, cloud, lam, eta)
     expected = {
@@ -311,7 +312,7 @@ def test_the_step_rule_of_the_kernel_schemes(scheme, activation):
     for _ in range(12):
         eta = flow.propose([cloud])
         c = risk.coefficients(steps.frozen_kernel(flow.dynamics, cloud, cloud, eta))
-        drift = risk.engine.pullback(risk.unit.h, risk.inputs, cloud.z, c)
+        drift = risk.engine(cloud.m).pullback(risk.unit.h, risk.inputs, cloud.z, c)
         kicks.append(eta * math.sqrt(np.mean(np.sum(drift**2, axis=1))))
         lengths.append(eta)
         if not steps.unaccountable(flow.dynamics):

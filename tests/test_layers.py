@@ -16,8 +16,9 @@ FLOORS = """
     0    errors
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
-    1    units noise moments
-    2    cloud backends datasets transport entropy tilts readings
+    1    units noise moments interactions
+    1.1  backends
+    2    cloud datasets transport entropy tilts readings
     2.1  donsker dual panels
     2.2  plots
     3    objectives ntk

@@ -243,7 +243,7 @@ COUPLED = gaussian_cloud(4, dimension=cases.D, seed=0)
         (lambda: Risk(X, Y, unit=Unit("tahn")), "Did you mean 'tanh'"),
         (lambda: Risk(X, Y, loss="logistics"), "Did you mean 'logistic'"),
         (lambda: Risk(X, Y, loss="logistic"), r"labels \+1 and -1"),
-        (lambda: Risk(X, Y, backend="nunpy").engine, "Did you mean 'numpy'"),
+        (lambda: Risk(X, Y, backend="nunpy"), "Did you mean 'numpy'"),
         (lambda: Minibatch(network() + network(), 2), "Minibatch takes a Risk, got Sum"),
         (lambda: Minibatch(network(), 0), "between 1 and n = 5, got 0"),
         (lambda: Minibatch(network(), 6), "between 1 and n = 5, got 6"),

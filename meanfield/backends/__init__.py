@@ -4,21 +4,32 @@ A backend is a `Backend`: functions from numpy arrays to numpy arrays over one c
 
     psi_i(z) = u h(theta . x_i),   z = (theta, u).
 
-`reference` is the definition that others are compared with. To add one, write a module with a `BACKEND` record and
-name it in `MODULES`.
+`reference` is the definition that others are compared with. To add one, write a module with a `BACKEND` record (and,
+if it may be unable to run, a function `unavailable` that says why) and name it in `MODULES`.
 """
 
+import functools
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from meanfield import interactions, noise
 from meanfield.errors import InputError, did_you_mean
 
 Array = np.ndarray
 Particles = tuple[Any, Any]  # the cloud and its reference (or None), both of shape (m, D)
-MODULES = {"numpy": "meanfield.backends.reference"}
+AUTO = "auto"
+MODULES = {
+    "numpy": "meanfield.backends.reference",
+    "cpu": "meanfield.backends.cpu",
+    "keops": "meanfield.backends.keops",
+    "cuda": "meanfield.backends.cuda",
+}
+# Activations a pass from which "auto" takes compiled code, and a GPU; normals from which compiled code draws them.
+COMPILED_WORK, DEVICE_WORK, MANY_NORMALS = 1 << 16, 1 << 20, 1 << 18
 
 
 class Measurement(NamedTuple):
@@ -86,19 +97,73 @@ class Backend(NamedTuple):
     descend: Callable[..., Particles]
     asarray: Callable[[Any], Any]
     asnumpy: Callable[[Any], Array]
+    interact: Callable[..., tuple[Array, Array]] = interactions.interact
+    neighbours: Callable[..., Array] = interactions.neighbours
+    normals: Callable[..., Array] = noise.normals
 
 
-def get(name: str = "auto") -> Backend:
-    """Return the backend of that name; "auto" takes the fastest that can run here.
+class Choice(NamedTuple):
+    """A backend's name, and why "auto" chose it."""
+
+    name: str
+    why: str
+
+
+def get(name: str) -> Backend:
+    """Return the backend of that name.
 
     Raises
     ------
     InputError
-        If no backend has that name.
+        If no backend has that name, or it cannot run here; then with the reason and what to type.
     """
-    if name == "auto":
-        name = "numpy"
-    if name not in MODULES:
+    check_name(name)
+    if name == AUTO:
+        raise InputError("'auto' is no backend but a choice among them: ask `choose`")
+    reason = unavailable(name)
+    if reason:
+        raise InputError(f"the backend '{name}' cannot run here: {reason}")
+    return import_module(MODULES[name]).BACKEND
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is neither "auto" nor that of a backend, with the nearest one."""
+    if name != AUTO and name not in MODULES:
         known = ", ".join(MODULES)
         raise InputError(f"no backend is called {name!r}; there are: auto, {known}.{did_you_mean(name, MODULES)}")
-    return import_module(MODULES[name]).BACKEND
+
+
+@functools.cache
+def unavailable(name: str) -> str:
+    """Return why a backend cannot run here, as a sentence with the line that installs it; empty where it can."""
+    if name == "cpu" and find_spec("numba") is None:
+        return "Numba is not installed: pip install numba"
+    try:
+        module = import_module(MODULES[name])
+    except ImportError as error:
+        return f"{error}"
+    return getattr(module, "unavailable", str)()
+
+
+def choose(n: int, m: int) -> Choice:
+    """Return the backend that "auto" stands for with n samples and m particles: a rule of sizes and what is here.
+
+    A GPU for at least `DEVICE_WORK` activations a pass, compiled code for at least `COMPILED_WORK`, numpy below, where
+    loading a compiler costs more than it saves.
+    """
+    work = n * m
+    if work >= DEVICE_WORK and find_spec("cupy") is not None and not unavailable("cuda"):
+        return Choice("cuda", f"a GPU is there and n m = {work:.3g} is at least {DEVICE_WORK:.3g}")
+    if work < COMPILED_WORK:
+        return Choice("numpy", f"n m = {work:.3g} is below {COMPILED_WORK:.3g}, too little for compiled code")
+    reason = unavailable("cpu")
+    if reason:
+        return Choice("numpy", reason)
+    return Choice("cpu", f"n m = {work:.3g} is at least {COMPILED_WORK:.3g}")
+
+
+def normals(seed: int, stream: int, *, count: int, width: int, **place: Any) -> Array:
+    """Return `noise.normals`, compiled where there are many of them: the same bits, about ten times faster."""
+    if count * width >= MANY_NORMALS and not unavailable("cpu"):
+        return import_module("meanfield.backends.philox").normals(seed, stream, count=count, width=width, **place)
+    return noise.normals(seed, stream, count=count, width=width, **place)

@@ -1,8 +1,8 @@
 """The formulas of a block of neurons, as array code: sums over particles, fields, curvatures, bounds.
 
 Every function takes a `Block` of B neurons (w, h and its derivatives of shape (B, n), u of shape (B, 1)) and masses
-(B,). They use operations that numpy and cupy share, and create arrays like their arguments, so that one text serves every
-backend that works on arrays.
+(B,). They use operations that numpy and cupy share, and create arrays like their arguments, so that one text serves
+every backend that works on arrays.
 """
 
 from typing import NamedTuple
@@ -67,7 +67,7 @@ def gram(block: Block, mass: Array, inner: Array, train: str) -> Array:
 def gap(here: Block, there: Block | None, mass: Array, norms: Array, train: str) -> Array:
     """Return sum_j w_j^2 |grad psi_i(Z_j) - grad psi_i(Zbar_j)|^2: the noise of a mean over finitely many particles."""
     square = mass * mass
-    total = np.zeros(len(norms))
+    total = np.zeros(len(norms), like=norms)
     if train != "u":
         slope = here.u * here.h1
         if there is not None:
@@ -102,12 +102,12 @@ def second_moment(
 
 def weighted(mass: Array, values: Array) -> Array:
     """Return sum_j w_j values_j in float64."""
-    return np.asarray(mass.astype(np.float64) @ values.astype(np.float64))
+    return mass.astype(np.float64) @ values.astype(np.float64)
 
 
 def field(block: Block, x: Array, c: Array, train: str) -> Array:
     """Return b = sum_i c_i grad psi_i at the block's particles, shape (B, D)."""
-    b = np.zeros((len(block.u), x.shape[1] + 1), block.h.dtype)
+    b = np.zeros((len(block.u), x.shape[1] + 1), block.h.dtype, like=block.h)
     if train != "u":
         b[:, :-1] = (block.h1 * (block.u * c)) @ x
     if train != "theta":
@@ -117,7 +117,7 @@ def field(block: Block, x: Array, c: Array, train: str) -> Array:
 
 def curvature2(block: Block, x: Array, c: Array, square: Array, train: str) -> Array:
     """Return |Db|_F^2 = q' (G o G) q + 2 |X' (h' c)|^2 with q = u h'' c, one number a particle."""
-    total = np.zeros(len(block.u), block.h.dtype)
+    total = np.zeros(len(block.u), block.h.dtype, like=block.h)
     if train != "u":
         q = block.h2 * (block.u * c)
         total += np.einsum("ij,ij->i", q @ square, q)

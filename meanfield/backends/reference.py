@@ -266,7 +266,7 @@ def move(
         xi = _noise(motion, z, part, columns)
         here = kicked(z[part], motion.before)
         here[:, columns] = decay * here[:, columns] + xi
-        if reference is not None:
+        if reference is not None and far is not None:
             far[part] = reference[part]
             far[part, columns] = decay * far[part, columns] + xi
         there[part] = kicked(here, motion.after) if motion.after else here

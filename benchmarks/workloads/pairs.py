@@ -1,0 +1,17 @@
+"""Pair interaction through a Gaussian kernel: value and gradient at every particle."""
+
+from benchmarks import ceiling
+from benchmarks.bench import Bench
+
+TITLE = "Pair interaction: sums of a Gaussian kernel and its gradient over all pairs"
+SIZES = tuple((m, D, t) for m in (2000, 10_000) for D in (2, 10) for t in ("float64", "float32"))
+LARGE = tuple((50_000, D, "float64") for D in (2, 10))
+QUICK = ((2000, 2, "float64"), (2000, 10, "float32"))
+
+
+def run(bench: Bench) -> None:
+    for m, width, dtype in bench.choose(SIZES + LARGE, QUICK):
+        rates = bench.rates(dtype)
+        floor = rates and ceiling.pairs_floor(m, width, rates)
+        case = {"m": m, "D": width, "dtype": dtype, "scale": 1.0}
+        bench.compare("pairs", "pairs", case, f"m = {m:,}, D = {width}, {dtype}", floor=floor)

@@ -1,0 +1,201 @@
+"""The fused CPU backend: Numba kernels over blocks of particles, threads over groups of blocks.
+
+`predict`, `pullback`, `move` and `descend` are single passes (`fused`), with the noise drawn inside; what the account
+needs is in `sums`. Kernels are compiled when first used and kept in Numba's cache on disk; they release the
+interpreter, and threads take groups of blocks from one list, so that no thread waits in a loop. Any number of threads
+gives the same bits.
+
+An activation that Numba cannot compile (see `rows`) goes through the numpy backend.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from meanfield import parallel
+from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference
+from meanfield.backends.fused import BLOCK, SAMPLES
+from meanfield.backends.rows import Rows, rows
+from meanfield.noise import Stream, round_keys
+from meanfield.units import Activation
+
+Array = np.ndarray
+# A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
+GROUP = 1 << 16
+GROUPS = 64  # and there are at most so many groups, each holding a partial sum
+# Activations are kept between predicting and moving where the last cache has room for them, or where forming them
+# again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. Measured: README of
+# benchmarks/. KEEP_AT_MOST is a share of the memory budget.
+KEEP_CACHE, KEEP_FROM, KEEP_AT_MOST = 1 << 24, 16, 1 << 27
+
+
+class Samples(NamedTuple):
+    """Inputs and coefficients as the kernels want them: in one dtype, rows padded with zeros to a multiple of four."""
+
+    n: int
+    x: Array
+
+    def pad(self, c: Array) -> Array:
+        """Return coefficients for the padded rows."""
+        out = np.zeros(len(self.x), self.x.dtype)
+        out[: self.n] = c
+        return out
+
+
+def samples(x: Array, dtype: np.dtype) -> Samples:
+    """Return the inputs padded for the kernels."""
+    out = np.zeros((-(-len(x) // SAMPLES) * SAMPLES, x.shape[1]), dtype)
+    out[: len(x)] = x
+    return Samples(len(x), out)
+
+
+def blocks_of(m: int) -> int:
+    """Return how many blocks m particles fill."""
+    return -(-m // BLOCK)
+
+
+def group_size(m: int, n: int) -> int:
+    """Return the number of blocks a thread takes at a time, a power of two."""
+    size = 1
+    while size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS:
+        size *= 2
+    return size
+
+
+def keeps(n: int, d: int, m: int, dtype: np.dtype) -> bool:
+    """Return whether activations are kept between predicting and moving; a rule of sizes alone."""
+    size = n * m * dtype.itemsize
+    return size <= (KEEP_AT_MOST if d >= KEEP_FROM else KEEP_CACHE)
+
+
+_spare: list[Array] = []  # room for kept activations, used again: fresh pages would cost more than the step
+
+
+@contextlib.contextmanager
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Array]:
+    """Lend an array for the time of a step."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = _spare.pop() if _spare else np.empty(0, np.uint8)
+    if raw.size < size or raw.size > 4 * size:
+        raw = np.empty(size, np.uint8)
+    try:
+        yield raw[:size].view(dtype).reshape(shape)
+    finally:
+        _spare[:] = [raw]
+
+
+def _nothing(dtype: np.dtype) -> Array:
+    return np.empty((0, 0, BLOCK), dtype)
+
+
+def _predict(compiled: Rows, inputs: Samples, z: Array, weights: Array | None, kept: Array) -> Array:
+    mass = np.empty(0, z.dtype) if weights is None else weights.astype(z.dtype)
+    inverse = z.dtype.type(1.0 / len(z))
+
+    def group(part: slice) -> Array:
+        out = np.empty(len(inputs.x))
+        fused.predict(inputs.x, z, mass, inverse, part.start, part.stop, compiled.value, kept, out)
+        return out
+
+    total = parallel.sum_groups(group, blocks_of(len(z)), group_size(len(z), inputs.n))
+    return total[: inputs.n]
+
+
+def predict(activation: Activation, x: Array, z: Array, weights: Array | None = None) -> Array:
+    """Return sum_j w_j psi_i(z_j), shape (n,). O(n d) a particle, one pass."""
+    compiled = rows(activation, z.dtype)
+    if compiled is None:
+        return reference.predict(activation, x, z, weights)
+    return _predict(compiled, samples(x, z.dtype), _rowwise(z), weights, _nothing(z.dtype))
+
+
+def _rowwise(z: Array) -> Array:
+    return np.ascontiguousarray(z)
+
+
+def pullback(activation: Activation, x: Array, z: Array, c: Array, train: str = "both") -> Array:
+    """Return sum_i c_i grad psi_i(z_j), shape (m, D), zero where a coordinate is not trained. O(n d) a particle."""
+    still = Motion(before=1.0, decay=1.0, sigma=0.0, after=0.0, seed=0, step=0, replicate=0)
+    return move(activation, x, z, None, c, still, train)[0] - z
+
+
+def move(
+    activation: Activation,
+    x: Array,
+    z: Array,
+    reference_cloud: Array | None,
+    c: Array,
+    motion: Motion,
+    train: str = "both",
+    *,
+    out: Particles | None = None,
+) -> Particles:
+    """Return cloud and reference after kick, channel and kick, in one pass; see `reference.move`."""
+    compiled = rows(activation, z.dtype)
+    if compiled is None:
+        return reference.move(activation, x, z, reference_cloud, c, motion, train, out=out)
+    inputs = samples(x, z.dtype)
+    return _move(compiled, inputs, _rowwise(z), reference_cloud, inputs.pad(c), motion, train, out, _nothing(z.dtype))
+
+
+def _move(
+    compiled: Rows, inputs: Samples, z: Array, far: Array | None, c: Array, motion: Motion, train: str,
+    out: Particles | None, kept: Array,
+) -> Particles:  # fmt: skip
+    there, beyond = out or (np.empty_like(z), None if far is None else np.empty_like(far))
+    none = np.empty((0, z.shape[1]), z.dtype)
+    lengths = tuple(z.dtype.type(v) for v in (motion.before, motion.decay, motion.sigma, motion.after))
+    names = (np.uint64(motion.step), np.uint64(int(Stream.DIFFUSION) << 24 | motion.replicate), motion.sigma != 0)
+    trained = (train != "u", train != "theta")
+    keys, cx = _keys(motion.seed), c[:, None] * inputs.x
+    source, target = (none, none) if far is None else (_rowwise(far), beyond)
+
+    def group(part: slice) -> None:
+        fused.move(
+            inputs.x, cx, c, z, there, source, target, part.start, part.stop, lengths, names, keys, trained,
+            compiled.pair, compiled.slope, kept,
+        )  # fmt: skip
+
+    parallel.each_group(group, blocks_of(len(z)), group_size(len(z), inputs.n))
+    return there, beyond
+
+
+_keys = functools.lru_cache(maxsize=64)(round_keys)
+
+
+def descend(
+    activation: Activation,
+    x: Array,
+    z: Array,
+    reference_cloud: Array | None,
+    weights: Array | None,
+    coefficients: Callable[[Array], Array],
+    motion: Motion,
+    train: str = "both",
+    *,
+    centred: bool = False,
+    out: Particles | None = None,
+) -> Particles:
+    """Return cloud and reference after an explicit step; see `reference.descend`. Two passes, three where centred."""
+    compiled = rows(activation, z.dtype)
+    if compiled is None:
+        return reference.descend(
+            activation, x, z, reference_cloud, weights, coefficients, motion, train, centred=centred, out=out
+        )
+    inputs, z = samples(x, z.dtype), _rowwise(z)
+    keep = compiled.slope and motion.before and keeps(inputs.n, x.shape[1], len(z), z.dtype)
+    with _room((blocks_of(len(z)) if keep else 0, len(inputs.x), BLOCK), z.dtype) as kept:
+        psi = _predict(compiled, inputs, z, weights, kept)
+        if centred and reference_cloud is not None:
+            psi = psi - _predict(compiled, inputs, _rowwise(reference_cloud), weights, _nothing(z.dtype))
+        c = inputs.pad(coefficients(psi))
+        return _move(compiled, inputs, z, reference_cloud, c, motion, train, out, kept)
+
+
+BACKEND = Backend(
+    "cpu", predict, pullback, reference.measure, reference.kick, reference.midpoint_kick, reference.roughness, move,
+    descend, np.asarray, np.asarray, pairwise.interact, pairwise.neighbours, philox.normals,
+)  # fmt: skip

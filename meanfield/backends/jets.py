@@ -1,0 +1,144 @@
+"""The built-in activations one number at a time, in a form whose loops LLVM vectorises; `units` is their definition.
+
+`JETS` maps a name to (pair, jet, slope): (h, h'), (h, h', h'', h'''), and h' as a function of h where there is one, so
+that a kept h is all that the pullback needs. Whole numbers are the only plain constants and `K` makes the others, so
+that float32 stays float32.
+"""
+
+import math
+
+from numba.extending import register_jitable
+
+from meanfield.backends.elementary import cos, erf, exp, log1p, sin, tanh
+
+# Not a dispatcher: a plain function is known by its name when compiled rows are looked up in the cache.
+scalar = register_jitable(error_model="numpy", fastmath={"contract"})
+
+_ROOT_HALF = math.sqrt(0.5)
+_ERF_SLOPE = 2.0 / math.sqrt(math.pi)
+
+
+@scalar
+def _tanh_pair(w):
+    t = tanh(w)
+    return t, 1 - t * t
+
+
+@scalar
+def _tanh_jet(w):
+    t, slope = _tanh_pair(w)
+    return t, slope, -2 * t * slope, slope * (4 - 6 * slope)
+
+
+@scalar
+def _tanh_slope(h):
+    return 1 - h * h
+
+
+@scalar
+def _erf_pair(w):
+    k = type(w)
+    return erf(w), k(_ERF_SLOPE) * exp(-(w * w))
+
+
+@scalar
+def _erf_jet(w):
+    h, slope = _erf_pair(w)
+    # Beyond this the slope is 0, and its factor must not be infinite.
+    v = min(max(w, type(w)(-40)), type(w)(40))
+    second = -2 * v * slope
+    return h, slope, second, -2 * (slope + v * second)
+
+
+@scalar
+def _erf_sqrt2_pair(w):
+    k = type(w)
+    h, slope = _erf_pair(w * k(_ROOT_HALF))
+    return h, slope * k(_ROOT_HALF)
+
+
+@scalar
+def _erf_sqrt2_jet(w):
+    h, slope = _erf_sqrt2_pair(w)
+    v = min(max(w, type(w)(-40)), type(w)(40))
+    second = -v * slope
+    return h, slope, second, -(slope + v * second)
+
+
+@scalar
+def _logistic(w):
+    """Return e^-|w|, sigma, sigma' and 1 - 2 sigma from one exponential, none of which can overflow."""
+    e = exp(-abs(w))
+    larger = 1 / (1 + e)
+    smaller = e * larger
+    gap = larger - smaller
+    return e, (smaller if w < 0 else larger), smaller * larger, (gap if w < 0 else -gap)
+
+
+@scalar
+def _sigmoid_pair(w):
+    _, value, slope, _ = _logistic(w)
+    return value, slope
+
+
+@scalar
+def _sigmoid_jet(w):
+    _, value, slope, tilt = _logistic(w)
+    return value, slope, slope * tilt, slope * (1 - 6 * slope)
+
+
+@scalar
+def _softplus_pair(w):
+    e, sigma, _, _ = _logistic(w)
+    return max(w, type(w)(0)) + log1p(e), sigma
+
+
+@scalar
+def _softplus_jet(w):
+    e, sigma, slope, tilt = _logistic(w)
+    return max(w, type(w)(0)) + log1p(e), sigma, slope, slope * tilt
+
+
+@scalar
+def _relu_pair(w):
+    k = type(w)
+    return max(w, k(0)), (k(1) if w > 0 else k(0))
+
+
+@scalar
+def _relu_jet(w):
+    h, slope = _relu_pair(w)
+    return h, slope, type(w)(0), type(w)(0)
+
+
+@scalar
+def _sin_pair(w):
+    return sin(w), cos(w)
+
+
+@scalar
+def _sin_jet(w):
+    s, c = sin(w), cos(w)
+    return s, c, -s, -c
+
+
+@scalar
+def _linear_pair(w):
+    return w, type(w)(1)
+
+
+@scalar
+def _linear_jet(w):
+    return w, type(w)(1), type(w)(0), type(w)(0)
+
+
+JETS = {
+    "tanh": (_tanh_pair, _tanh_jet, _tanh_slope),
+    "erf": (_erf_pair, _erf_jet, None),
+    "erf_sqrt2": (_erf_sqrt2_pair, _erf_sqrt2_jet, None),
+    "sigmoid": (_sigmoid_pair, _sigmoid_jet, None),
+    "softplus": (_softplus_pair, _softplus_jet, None),
+    "relu": (_relu_pair, _relu_jet, None),
+    "sin": (_sin_pair, _sin_jet, None),
+    "linear": (_linear_pair, _linear_jet, None),
+}

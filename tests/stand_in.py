@@ -1,0 +1,178 @@
+"""What stands in for a GPU in the tests: arrays that refuse what CuPy's refuse, and kernels that run on the CPU."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanfield.backends import cuda_source
+
+HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-shared", "-fPIC")
+FAULTS = {
+    1: "a barrier that some threads left out",
+    2: "a write past the shared memory that was asked for",
+    3: "more threads or shared memory than a block may have",
+}
+
+
+class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array on a device that is not there: numpy inside, and CuPy's rules.
+
+    It turns into numpy only by `Module.asnumpy`, a number or a truth value, which count as downloads; it mixes with
+    numbers but not with numpy arrays; ufuncs have one output and no methods; functions are found by their names.
+    """
+
+    def __init__(self, inside: Any, module: "Module") -> None:
+        self.inside, self.module = np.asarray(inside), module
+
+    shape = property(lambda self: self.inside.shape)
+    dtype = property(lambda self: self.inside.dtype)
+    size = property(lambda self: self.inside.size)
+    ndim = property(lambda self: self.inside.ndim)
+    flags = property(lambda self: self.inside.flags)
+    T = property(lambda self: DeviceArray(self.inside.T, self.module))
+
+    def __len__(self) -> int:
+        return len(self.inside)
+
+    def __getitem__(self, key: Any) -> "DeviceArray":
+        return DeviceArray(self.inside[self.module.open(key)], self.module)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.inside[self.module.open(key)] = self.module.open(value)
+
+    def astype(self, dtype: Any, copy: bool = True) -> "DeviceArray":
+        return DeviceArray(self.inside.astype(dtype, copy=copy), self.module)
+
+    def copy(self) -> "DeviceArray":
+        return DeviceArray(self.inside.copy(), self.module)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __float__(self) -> float:
+        return float(self.module.asnumpy(self))
+
+    def __bool__(self) -> bool:
+        return bool(self.module.asnumpy(self))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method != "__call__" or len(kwargs.get("out", (None,))) != 1:
+            return NotImplemented
+        if "out" in kwargs:
+            kwargs["out"] = kwargs["out"][0]
+        return self.module.call(ufunc, *inputs, **kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        return self.module.call(function, *args, **kwargs)
+
+
+class Module:
+    """The array module: numpy's functions on device arrays; counts what crosses between host and device."""
+
+    def __init__(self) -> None:
+        self.uploads = self.downloads = 0
+
+    def open(self, value: Any) -> Any:
+        """Return what a function may see of an argument: the inside of device arrays, and no host arrays."""
+        if isinstance(value, DeviceArray):
+            return value.inside
+        if isinstance(value, np.ndarray):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        if isinstance(value, list | tuple):
+            return type(value)(self.open(part) for part in value)
+        return value
+
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return function(*args, **kwargs) on device arrays."""
+        kwargs = {key: self.open(value) for key, value in kwargs.items()}
+        found = function(*(self.open(value) for value in args), **kwargs)
+        return DeviceArray(found, self) if isinstance(found, np.ndarray | np.generic) else found
+
+    def asarray(self, value: Any, dtype: Any = None) -> DeviceArray:
+        """Return a value on the device."""
+        if isinstance(value, DeviceArray):
+            return DeviceArray(np.asarray(value.inside, dtype), self)
+        self.uploads += 1
+        return DeviceArray(np.array(value, dtype), self)
+
+    def ascontiguousarray(self, value: Any) -> DeviceArray:
+        """Return a value on the device, C-contiguous."""
+        value = value if isinstance(value, DeviceArray) else self.asarray(value)
+        return DeviceArray(np.ascontiguousarray(value.inside), self)
+
+    def asnumpy(self, value: DeviceArray) -> np.ndarray:
+        """Return a copy on the host."""
+        assert isinstance(value, DeviceArray)
+        self.downloads += 1
+        return np.array(value.inside)
+
+    def empty(self, shape: Any, dtype: Any) -> DeviceArray:
+        """Return a new array; its contents are NaN, so that what nobody wrote shows."""
+        return DeviceArray(np.full(shape, np.nan, dtype), self)
+
+    def empty_like(self, array: DeviceArray) -> DeviceArray:
+        """Return a new array of that shape and dtype, full of NaN."""
+        return self.empty(array.shape, array.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.call(getattr(np, name), *args, **kwargs)
+
+
+class Processor:
+    """Starts kernels on the CPU: kernels.cu compiled by g++ behind cuda_on_cpu.h, threads in either order."""
+
+    def __init__(self, names: list[str], folder: Path) -> None:
+        self.backwards, self.started, self._folder = False, list[str](), folder
+        self._entries: dict[str, tuple[Any, int]] = {}
+        self._compile(names)
+
+    def _compile(self, names: list[str]) -> None:
+        entries = ", ".join(f"[](void** a) {{ call(&{name}, a); }}" for name in names)
+        text = f"""#include "{HEADER.name}"
+            {cuda_source.source()}
+            static const Entry entries[] = {{{entries}}};
+            extern "C" int launch(int which, const unsigned* grid, const unsigned* block, size_t shared,
+                                  void** arguments, int backwards) {{
+                return run(entries[which], grid, block, shared, arguments, backwards);
+            }}"""
+        stem = self._folder / f"kernels{len(self._entries)}"
+        stem.with_suffix(".cpp").write_text(text)
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+            f"-I{HEADER.parent}",
+        ]
+        subprocess.run([*command, "-o", stem.with_suffix(".so"), stem.with_suffix(".cpp")], check=True)
+        library = ctypes.CDLL(str(stem.with_suffix(".so")))
+        self._entries |= {name: (library, i) for i, name in enumerate(names)}
+
+    def __call__(self, name: str, grid: tuple, block: tuple, arguments: tuple, shared: int) -> None:
+        """Start an instance, compiling it if it is not among those named at first."""
+        if name not in self._entries:
+            self._compile([name])
+        library, which = self._entries[name]
+        self.started.append(name)
+        sizes = [(ctypes.c_uint * 2)(*(*shape, 1)[:2]) for shape in (grid, block)]
+        held = [self._cell(value) for value in arguments]
+        addresses = (ctypes.c_void_p * len(held))(*(ctypes.addressof(cell) for cell in held))
+        fault = library.launch(which, *sizes, ctypes.c_size_t(shared), addresses, int(self.backwards))
+        if fault:
+            raise RuntimeError(f"{name}: {FAULTS[fault]}")
+
+    @staticmethod
+    def _cell(value: Any) -> Any:
+        """Return what an argument looks like in memory: a pointer, or the bytes of a number."""
+        if isinstance(value, DeviceArray):
+            assert value.flags.c_contiguous
+            return ctypes.c_uint64(value.inside.ctypes.data)
+        assert isinstance(value, np.generic), f"{value!r} has no definite size"
+        return ctypes.create_string_buffer(value.tobytes(), max(8, value.nbytes))
