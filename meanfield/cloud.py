@@ -209,7 +209,8 @@ def _draw(cloud: Cloud) -> Array:
 
 def cloud_noise(cloud: Cloud, stream: Stream, *, step: int, first_block: int = 0) -> Array:
     """Return the standard normals of a cloud at one step, shape (m, D); any split over threads gives the same."""
-    place: dict[str, Any] = {"step": step, "replicate": cloud.replicate, "first_block": first_block, "dtype": cloud.z.dtype}
+    place: dict[str, Any] = {"step": step, "replicate": cloud.replicate, "first_block": first_block}
+    place["dtype"] = cloud.z.dtype
     if cloud.z.size >= backends.MANY_NORMALS:
         return backends.normals(cloud.seed, stream, count=cloud.m, width=cloud.dimension, **place)
     out = np.empty_like(cloud.z)

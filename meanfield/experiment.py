@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from meanfield import config as configuration
-from meanfield import datasets, results, store
+from meanfield import datasets, parallel, results, store
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
@@ -132,6 +132,7 @@ def run(
     """
     begin = clock.perf_counter()
     check_claim(config, directory)
+    parallel.set_memory(config.output.memory_mb << 20)
     experiment = build(config, backend)
     choice = (
         Choice("", "")

@@ -124,15 +124,20 @@ class Flow:
         DivergedError
             If particles are not finite afterwards.
         """
-        return self._step(cloud, eta, donated=False)
+        return self.home(self._step(cloud, eta, donated=False))
 
     def advance(self, cloud: Cloud, eta: float | None = None) -> Cloud:
         """Return what `step` returns, bit for bit, and give up the cloud: its arrays may have been written over.
 
-        Steps without an account then need no second cloud. A cloud that shares its arrays with its reference or its
-        start, as every fresh one does, is spared.
+        Steps without an account then need no second cloud, and with a backend that has a device the cloud stays there:
+        `home` brings it back.
         """
         return self._step(cloud, eta, donated=True)
+
+    def home(self, cloud: Cloud) -> Cloud:
+        """Return the cloud with numpy arrays, wherever `advance` left it."""
+        risk = self.objective.network
+        return cloud if risk is None else risk.home(cloud)
 
     def _step(self, cloud: Cloud, eta: float | None, donated: bool) -> Cloud:
         eta = self.propose([cloud]) if eta is None else float(eta)

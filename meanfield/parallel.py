@@ -20,7 +20,9 @@ BLOCK_ELEMENTS = 1 << 16
 LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
 
-_state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0}
+MEMORY = 512 << 20  # bytes
+
+_state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0, "memory": MEMORY}
 _inside = threading.local()  # whether this thread works for a call that is under way
 
 
@@ -52,6 +54,18 @@ def set_threads(count: int | None) -> None:
     if _state["pool"] is not None:
         _state["pool"].shutdown()
     _state.update(threads=count, pool=None)
+
+
+def memory() -> int:
+    """Return the bytes that may be taken beside the clouds themselves; no number depends on it."""
+    return int(_state["memory"])
+
+
+def set_memory(size: int | None) -> None:
+    """Set the bytes that may be taken beside the clouds; None goes back to 512 MB."""
+    if size is not None and size < 1:
+        raise InputError(f"the memory budget must be positive, got {size} bytes")
+    _state["memory"] = MEMORY if size is None else size
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@
 what names a run.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,7 @@ class Plan:
         """Times closer than this are one time."""
         return 1e-12 * self.end
 
+    @cached_property
     def stops(self) -> list[float]:
         """Return all times at which something is due, in order, the end last."""
         own = [t for record in self.records for t in record.at]
@@ -99,9 +102,36 @@ class Plan:
                 kept.append(t)
         return [*kept, self.end]
 
+    def length(self, eta: float, auto: bool, now: float, step: int) -> tuple[float, float | None]:
+        """Return the length of the next step, given what the flow proposes, and the stop that it ends on if any."""
+        if not (math.isfinite(eta) and eta > 0):
+            raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step {step}")
+        if not auto:
+            # A fixed grid is cut by nothing but the end; sums of eta are off by rounding.
+            last = step + 1 == self.steps or abs(self.end - now - eta) <= 1e-6 * eta
+            if last or (self.steps is None and eta > self.end - now):
+                return (eta if last else self.end - now), self.end
+            return eta, None
+        stop = next(t for t in self.stops if t > now + self.rounding or t == self.end)
+        if eta >= (stop - now) * (1 - 1e-9):
+            return stop - now, stop
+        # Two equal steps rather than a long one and a sliver.
+        return (eta if 2 * eta <= stop - now else (stop - now) / 2), None
+
     def due(self, times: Sequence[float], before: float, now: float) -> bool:
         """Return whether one of the times lies in (before, now], so that every time is due once."""
         return any(before + self.rounding < t <= now + self.rounding for t in times)
+
+    def due_now(self, before: float, now: float, step: int) -> tuple[bool, bool, list[Record], bool]:
+        """Return what a step to the time `now` asks for: cheap ones, costly ones, the user's own records, snapshots."""
+        costly, ending = self.due(self.bound_times, before, now), now >= self.end
+        own = [
+            record
+            for record in self.records
+            if self.due(record.at, before, now) or (not record.at and (step % record.every == 0 or ending))
+        ]
+        cheap = step % self.every == 0 or costly or ending
+        return cheap, costly, own, self.due(self.snapshots, before, now)
 
 
 def make_plan(

@@ -264,13 +264,25 @@ class Risk(Objective):
         With None the kicks are along the residual of the cloud itself, found in the same call: an explicit step.
         `out` may be the cloud's own arrays.
         """
-        where = (self.unit.h, self.inputs, cloud.z, cloud.reference)
+        engine = self.engine(cloud.m)
+        reference = None if cloud.reference is None else engine.asarray(cloud.reference)
+        where = (self.unit.h, self.inputs, engine.asarray(cloud.z), reference)
         if residual is not None:
-            return self.engine(cloud.m).move(*where, self.coefficients(residual), motion, train, out=out)
-        return self.engine(cloud.m).descend(
+            return engine.move(*where, self.coefficients(residual), motion, train, out=out)
+        return engine.descend(
             *where, cloud.weights, lambda psi: self.coefficients(self.residual(self.alpha * psi)), motion, train,
             centred=self._centres(cloud), out=out,
         )  # fmt: skip
+
+    def home(self, cloud: Cloud) -> Cloud:
+        """Return a cloud with numpy arrays: itself, unless steps left it on a device."""
+        if type(cloud.z) is np.ndarray:
+            return cloud
+        back = self.engine(cloud.m).asnumpy
+        reference = None if cloud.reference is None else back(cloud.reference)
+        found = cloud.replace(z=back(cloud.z), reference=reference)
+        self.remember(found, cloud)
+        return found
 
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
         """Return the particles moved for a length eps along b with the residual frozen at `residual`."""

@@ -27,6 +27,8 @@ from meanfield.results import Recorder, Run
 from meanfield.risk import Risk
 
 Array = np.ndarray
+# Clouds larger than this share of the memory budget are written over by their steps: there is no second one.
+GIVEN_UP = 0.25
 
 
 @dataclass(eq=False)
@@ -156,9 +158,9 @@ class _Loop:
         self.directory = keeping.directory
         self.identity = identity(flow, plan, cloud)
         self.state = Progress([], Recorder())
-        self.stops = plan.stops()
         self.saved_at = clock.perf_counter()
         self.attributes: dict[str, Any] = {}
+        self.given_up = False  # whether the clouds of the state may have been written over by a step under way
 
     # Directory -------------------------------------------------------------------------------------------------
 
@@ -229,6 +231,7 @@ class _Loop:
             return
         state = self.state
         with state.timed("checkpoint"):
+            state.clouds = [self.flow.home(cloud) for cloud in state.clouds]
             saved = {"absent": state.absent, "timings": state.timings, "identity": self.identity}
             store.write_checkpoint(self.directory, state.clouds, state.recorder.arrays(), saved)
         self.saved_at = clock.perf_counter()
@@ -278,26 +281,18 @@ class _Loop:
     def moved(self) -> list[Cloud]:
         """Return all replicates after one common step that ends on the next stop or short of it."""
         flow, clouds = self.flow, self.state.clouds
-        eta, stop = self.length(flow.propose(clouds))
-        moved = [flow.step(cloud, eta) for cloud in clouds]
+        eta, stop = self.plan.length(flow.propose(clouds), flow.eta == AUTO, clouds[0].time, clouds[0].step)
+        self.given_up = self.gives_up(clouds[0])
+        moved = [(flow.advance if self.given_up else flow.step)(cloud, eta) for cloud in clouds]
         return moved if stop is None else [self._landed(cloud, stop) for cloud in moved]
 
-    def length(self, eta: float) -> tuple[float, float | None]:
-        """Return the length of the next step, given what the flow proposes, and the stop that it ends on if any."""
-        plan, now, step = self.plan, self.state.time, self.state.clouds[0].step
-        if not (math.isfinite(eta) and eta > 0):
-            raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step {step}")
-        if self.flow.eta != AUTO:
-            # A fixed grid is cut by nothing but the end; sums of eta are off by rounding.
-            last = step + 1 == plan.steps or abs(plan.end - now - eta) <= 1e-6 * eta
-            if last or (plan.steps is None and eta > plan.end - now):
-                return (eta if last else plan.end - now), plan.end
-            return eta, None
-        stop = next(t for t in self.stops if t > now + plan.rounding or t == plan.end)
-        if eta >= (stop - now) * (1 - 1e-9):
-            return stop - now, stop
-        # Two equal steps rather than a long one and a sliver.
-        return (eta if 2 * eta <= stop - now else (stop - now) / 2), None
+    def gives_up(self, cloud: Cloud) -> bool:
+        """Return whether steps may write over the clouds: the start is the caller's, small clouds are not worth it."""
+        risk = self.flow.objective.network
+        if risk is not None and risk.choice(cloud.m).name == "cuda":
+            return cloud.step > 0  # on a device clouds stay there between records
+        ours = cloud.z is not self.start.z and cloud.z is not self.start.reference
+        return ours and self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
 
     def _landed(self, cloud: Cloud, stop: float) -> Cloud:
         if cloud.time == stop:
@@ -332,21 +327,25 @@ class _Loop:
         full = self.flow.objective.full
         labels = full.y if isinstance(full, Risk) else None
         data = results.dataset(state.recorder, self.plan.observables, attrs, labels)
-        if self.test is not None and isinstance(full, Risk):
-            data = results.with_test(data, [full.predict(c, self.test[0]) for c in state.clouds], self.test[1])
+        clouds = [] if self.given_up else state.clouds
+        if self.test is not None and isinstance(full, Risk) and clouds:
+            data = results.with_test(data, [full.predict(c, self.test[0]) for c in clouds], self.test[1])
         if self.directory is not None:
-            self.checkpoint()
+            if clouds:
+                self.checkpoint()
             store.write_dataset(self.directory / "records.nc", data)
-        return Run(data, state.clouds, self.flow, status, message, self.describe(status, message), self.directory)
+        return Run(data, clouds, self.flow, status, message, self.describe(status, message), self.directory)
 
     # Records ---------------------------------------------------------------------------------------------------
 
     def record(self, clouds: list[Cloud], before: float) -> None:
         """Make `clouds` the state, with all that is due after the time `before`; both or neither."""
-        plan, state, row = self.plan, self.state, Recorder()
+        state, row = self.state, Recorder()
         step, now = clouds[0].step, clouds[0].time
-        costly = plan.due(plan.bound_times, before, now)
-        if step % plan.every == 0 or costly or now >= plan.end:
+        cheap, costly, due, kept = self.plan.due_now(before, now, step)
+        if cheap or due or kept:
+            clouds = [self.flow.home(cloud) for cloud in clouds]
+        if cheap:
             row.add("time", now)
             row.add("eta", clouds[0].eta)
             self._measure(row, clouds, False, "records")
@@ -355,13 +354,13 @@ class _Loop:
         if costly:
             row.add("bound_time", now)
             self._measure(row, clouds, True, "bounds")
-        for record in plan.records:
-            if plan.due(record.at, before, now) or (not record.at and (step % record.every == 0 or now >= plan.end)):
-                row.add(f"at.{record.name}", now)
-                row.add(record.name, record.values(clouds, self.flow, state.recorder.columns.get(record.name)))
-        if self.directory is not None and plan.due(plan.snapshots, before, now):
+        for record in due:
+            row.add(f"at.{record.name}", now)
+            row.add(record.name, record.values(clouds, self.flow, state.recorder.columns.get(record.name)))
+        if self.directory is not None and kept:
             store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(clouds))
         state.clouds = clouds
+        self.given_up = False
         state.recorder.extend(row)
 
     def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str) -> None:

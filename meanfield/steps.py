@@ -88,8 +88,10 @@ def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donat
     residual = None if dynamics.scheme.explicit else drive(dynamics, cloud, eta)
     channel = parts.channel
     motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, cloud.seed, cloud.step, cloud.replicate)
-    shared = cloud.z is cloud.reference or cloud.start is cloud.z or not cloud.z.flags.writeable
-    out = (cloud.z, cloud.reference) if donated and not shared else None
+    out = None
+    if donated and cloud.start is not cloud.z:
+        # A fresh cloud is its own reference; the reference is moved in place and the particles leave it.
+        out = (np.empty_like(cloud.z) if cloud.z is cloud.reference else cloud.z, cloud.reference)
     z, reference = risk.move(cloud, residual, motion, dynamics.train, out)
     return cloud.replace(
         z=z, reference=reference, reference_variance=channel.variance_after,

@@ -8,6 +8,16 @@ from typing import Any
 import numpy as np
 
 from meanfield.backends import cuda_source
+from meanfield.backends.cuda_source import STRUCTS, instance
+
+KINDS = (np.dtype(np.float64), np.dtype(np.float32))
+D = 3  # inputs of the fused kernels
+EACH = [
+    instance("fold", KINDS[0]),
+    *(instance(kernel, kind) for kernel in ("gaussian", "channel") for kind in KINDS),
+    *(instance(k, kind, h) for k in ("jets", "values", "slopes") for kind in KINDS for h in STRUCTS),
+    *(instance(k, kind, h, D) for k in ("predict", "move") for kind in KINDS for h in STRUCTS),
+]
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-shared", "-fPIC")

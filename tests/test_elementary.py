@@ -310,14 +310,14 @@ def test_a_call_of_the_library_would_be_seen():
 SCRIPT = """
 import numpy as np
 from numba import njit
-from meanfield.backends.elementary import tanh
+from meanfield.backends.elementary import erf, sin, tanh
 
 @njit(cache=True, nogil=True)
 def kernel(x, out):
     for i in range(x.size):
-        out[i] = tanh(x[i])
+        out[i] = tanh(x[i]) + erf(x[i]) * sin(x[i])
 
-x = np.linspace(-2, 2, 9)
+x = np.linspace(-2, 2, 99)
 out = np.empty_like(x)
 kernel(x, out)
 hits, misses = kernel.stats.cache_hits, kernel.stats.cache_misses
@@ -325,15 +325,28 @@ print(sum(hits.values()), sum(misses.values()), sum(tanh.stats.cache_misses.valu
 """
 
 
-def test_a_second_process_takes_kernels_from_the_cache(tmp_path):
-    script = tmp_path / "script.py"
+def run(script, cache, **environment):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), **environment}
+    done = subprocess.run([sys.executable, str(script)], env=environment, check=True, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def first_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("process")
+    script = folder / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, str(script)]
-    first, second = (
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
-        for _ in range(2)
-    )
+    return script, folder / "cache", run(script, folder / "cache")
+
+
+def test_a_second_process_takes_kernels_from_the_cache(first_process):
+    script, cache, first = first_process
     assert first[:3] == ["0", "1", "1"]
-    assert second[:3] == ["1", "0", "0"]
-    assert first[3] == second[3]
+    assert run(script, cache) == ["1", "0", "0", first[3]]
+
+
+@pytest.mark.skipif(not binding.get_process_triple().startswith("x86_64"), reason="names features of x86-64")
+def test_a_processor_without_fused_operations_gives_the_same_bits(first_process):
+    script, cache, first = first_process
+    plain = run(script, cache, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2,-avx,-avx512f,-fma")
+    assert plain == first

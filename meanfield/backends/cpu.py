@@ -28,8 +28,8 @@ GROUP = 1 << 16
 GROUPS = 64  # and there are at most so many groups, each holding a partial sum
 # Activations are kept between predicting and moving where the last cache has room for them, or where forming them
 # again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. Measured: README of
-# benchmarks/. KEEP_AT_MOST is a share of the memory budget.
-KEEP_CACHE, KEEP_FROM, KEEP_AT_MOST = 1 << 24, 16, 1 << 27
+# benchmarks/. They take at most KEEP_SHARE of the memory budget.
+KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.25
 
 
 class Samples(NamedTuple):
@@ -66,9 +66,9 @@ def group_size(m: int, n: int) -> int:
 
 
 def keeps(n: int, d: int, m: int, dtype: np.dtype) -> bool:
-    """Return whether activations are kept between predicting and moving; a rule of sizes alone."""
-    size = n * m * dtype.itemsize
-    return size <= (KEEP_AT_MOST if d >= KEEP_FROM else KEEP_CACHE)
+    """Return whether activations are kept between predicting and moving: the same bits either way."""
+    size, most = n * m * dtype.itemsize, KEEP_SHARE * parallel.memory()
+    return size <= (most if d >= KEEP_FROM else min(most, KEEP_CACHE))
 
 
 _spare: list[Array] = []  # room for kept activations, used again: fresh pages would cost more than the step

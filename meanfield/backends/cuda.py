@@ -5,7 +5,7 @@ Two ways, chosen by d and by the activation:
 - d <= 32 and one of the eight activations of `units`: fused kernels that hold a particle in registers and store
   nothing of size m n. `descend` launches three (predict, fold, move) beside what `coefficients` does to (n,) numbers.
 - larger d, or an activation of your own: chunks of particles to a budget of memory, w = theta . x by cuBLAS, then
-  elementwise kernels: two launches a chunk for predict, and for move four with one kick, seven with two. An activation
+  elementwise kernels: three launches for predict, a chunk and cloud, and four for move, a chunk and kick. An activation
   of your own runs through its Python `jet`, which must then be written with numpy functions that dispatch.
 
 Measurements and accounts use the formulas of `blocks` on chunks of device arrays; one download ends them. A launch
