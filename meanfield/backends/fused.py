@@ -172,7 +172,7 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
             field(x, cx, c, tt, pair, slope, kept[b] if kept.shape[0] else none, w, own, h1, gt, gu)
             kick(tt, u, gt, gu, before, theta, outer)
         if drawn:
-            fill(xi[:count], b * BLOCK, step, last_word, keys, 0)
+            fill(xi[:count], b * BLOCK, step, last_word, keys, np.int64(0))
         diffuse(tt, u, xi, decay, sigma, count, theta, outer)
         if after != 0:
             field(x, cx, c, tt, pair, slope, none, w, own, h1, gt, gu)

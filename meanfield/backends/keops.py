@@ -179,7 +179,8 @@ def _clear() -> None:
     """Empty the folder of compiled formulas, if it is ours; those that are loaded go on working."""
     if _state["build"] is not None:
         for path in Path(_state["build"]).iterdir():
-            path.unlink()
+            if "nvrtc" not in path.name:  # what KeOps compiles for GPUs when it is imported
+                path.unlink()
 
 
 def _openmp() -> contextlib.AbstractContextManager:
