@@ -54,6 +54,8 @@ def dots(rows: list[dict], machine: dict) -> Any:
                 seen.append(some[0]["floor"] / base)
         ax.set(yticks=range(len(found)), yticklabels=[_size(case) for case in found], title=dtype)
         ax.set(xlabel="time over that of a fused C++ loop", ylim=(len(found) - 0.5, -0.5))
+    if "d" in rows[0]:
+        axes[0].set_ylabel("(n, d, m)")
     for ax in axes:
         canvas.log_axis(ax.xaxis, *canvas.positive_limits(np.array(seen), room=1.3))
     _legend(figure, axes[0], rows)

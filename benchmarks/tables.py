@@ -30,10 +30,13 @@ def cases(rows: Iterable[dict]) -> dict[str, list[dict]]:
 def matrix(rows: list[dict]) -> str:
     """Return milliseconds a case and candidate (median, least in brackets), and the ratios that are asked for."""
     names = list(dict.fromkeys(row["candidate"] for row in rows))
-    table, refused = [], []
+    table: list[list[str]] = []
+    refused: dict[str, list[str]] = {}
     for case, some in cases(rows).items():
         found = {row["candidate"]: row for row in some}
-        refused += [f"{case}: {name}: {row['refused']}." for name, row in found.items() if "refused" in row]
+        for name, row in found.items():
+            if "refused" in row:
+                refused.setdefault(f"{name} ({row['refused']})", []).append(case)
         floor = next((row["floor"] for row in some if "floor" in row), None)
         cells = [_time(found.get(name)) for name in names]
         table.append([case, f"{1e3 * floor:.4g}" if floor else "-", *cells, *_ratios(some)])
@@ -43,7 +46,9 @@ def matrix(rows: list[dict]) -> str:
     notes = sorted({row["note"] for row in rows if row["candidate"] == "meanfield" and row.get("note")})
     if notes:
         text += f"\n\nWithout a choice, the backend was {' or '.join(notes)}."
-    return text + ("\n\nNot measured: " + " ".join(refused) if refused else "")
+    if refused:
+        text += "\n\nNot measured: " + "; ".join(f"{who}: {', '.join(where)}" for who, where in refused.items()) + "."
+    return text
 
 
 def _time(row: dict | None) -> str:

@@ -35,6 +35,8 @@ while v is free: linear parts cost no curvature. Against a ridge this keeps the 
 Read next: `transport` for the other bounds, `moments` for what a pair is.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +47,7 @@ import numpy.typing as npt
 
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate, mean_estimate
-from meanfield.moments import Clouds, Pair, coupled_pairs, halves, parts
+from meanfield.moments import Clouds, Pair, coupled_pairs, each, halves, parts
 from meanfield.units import Activation
 
 Array = npt.NDArray[Any]
@@ -57,7 +59,8 @@ LOWEST_CLIP, HIGHEST_CLIP = 1.1, 3.0
 FITTED, TRIED = 4096, 256  # particles that the metric is averaged over, that candidates are compared on
 ITERATIONS = 3  # towards the fixed point
 RATIO = 1.05  # of the grid in t
-BLOCK = 2048
+BLOCK = 2048  # particles at a time
+TABLE = 1 << 14  # numbers of a table over (t, particle): some of them stay in a cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,8 @@ class Potential:
         h, inputs (n, d), v (d,), c (n,), U.
     curvature, third, slope : float
         M, N and l of the module's text.
+    squares : ndarray, shape (n, n)
+        (x_i . x_j)^2.
     """
 
     activation: Activation
@@ -80,16 +85,23 @@ class Potential:
     curvature: float
     third: float
     slope: float
+    squares: Array
+
+    def resized(self, size: float, limit: float) -> "Potential":
+        """Return the potential for size * g, its clip U chosen such that U M is at most `limit`."""
+        return dataclasses.replace(
+            self, linear=size * self.linear, coefficients=size * self.coefficients, clip=_clip(size * self.curvature, limit),
+            curvature=size * self.curvature, third=size * self.third, slope=size * self.slope,
+        )  # fmt: skip
 
     def value(self, theta: Array) -> Array:
         """Return g(theta), shape (m,)."""
         return theta @ self.linear + self.activation.value(theta @ self.x.T) @ self.coefficients
 
-    def jet(self, theta: Array) -> tuple[Array, Array, Array]:
-        """Return g, its gradient (m, d) and c_i h''(w_i), shape (m, n)."""
-        h, h1, h2, _ = self.activation.jet(theta @ self.x.T)
+    def slopes(self, theta: Array, h: Array, h1: Array) -> tuple[Array, Array]:
+        """Return g and its gradient (m, d), from h(w_i) and h'(w_i) at theta."""
         gradient = (h1 * self.coefficients) @ self.x + self.linear
-        return theta @ self.linear + h @ self.coefficients, gradient, h2 * self.coefficients
+        return theta @ self.linear + h @ self.coefficients, gradient
 
 
 def dual_lower(
@@ -131,15 +143,17 @@ def dual_lower(
     if not (math.isfinite(activation.suprema[1]) and math.isfinite(activation.suprema[2])):
         return _absent(f"h' or h'' of {activation.name} is not bounded")
     groups = pairs if len(pairs) > 1 else [part for _, part in parts(pairs[0], 2)]
-    values = np.empty(len(groups))
     folds = halves(range(len(groups)))
     if len(folds[1]) == 0 or min(len(group.z) for group in groups) < 2:
         raise InputError("the dual needs at least two particles in each of two groups.")
-    for mine, others in zip(folds, folds[::-1], strict=True):
-        potential, expected = _choose([groups[i] for i in mine], x, activation)
+    chosen = each(lambda mine: _choose([groups[i] for i in mine], x, activation), folds)
+    for _, expected in chosen:
         if not expected > beat:
             return _absent(f"its potentials reach {expected:.3g}, not more than {beat:.3g}")
-        values[others] = [_measured(potential, groups[i], largest) for i in others]
+    tasks = [(i, potential) for (potential, _), others in zip(chosen, folds[::-1], strict=True) for i in others]
+    found = each(lambda task: _measured(task[1], groups[task[0]], largest), tasks)
+    values = np.empty(len(groups))
+    values[[i for i, _ in tasks]] = found
     estimate = mean_estimate(values, SOURCE)
     return estimate if len(pairs) > 1 else estimate._replace(se=math.nan)
 
@@ -166,22 +180,27 @@ def _second_order(potential: Potential, z: Array) -> Array:
     return np.concatenate(blocks)
 
 
-def _transform(potential: Potential, theta: Array, u: Array) -> Array:
-    """Return upper bounds on sup_eta [B(u, g(eta)) - |eta - theta|^2 / 2] - clip(u) g(theta)."""
-    clip = potential.clip
-    g, gradient, bend = potential.jet(theta)
-    start, moved = np.clip(u, -clip, clip) * g, np.zeros_like(theta)
+def _transform(potential: Potential, theta: Array, u: Array, start: tuple[Array, Array] | None = None) -> Array:
+    """Return upper bounds on sup_eta [B(u, g(eta)) - |eta - theta|^2 / 2] - clip(u) g(theta).
+
+    `start` are h(w_i) and h'(w_i) at theta, where they are known.
+    """
+    clip, activation, x = potential.clip, potential.activation, potential.x
+    g, gradient = potential.slopes(theta, *(activation.value_and_first(theta @ x.T) if start is None else start))
+    before = np.clip(u, -clip, clip) * g
     for _ in range(ITERATIONS):
         moved = np.clip(u + g, -clip, clip)[:, None] * gradient
-        g, gradient, bend = potential.jet(theta + moved)
+        there = theta + moved
+        h, h1, h2, _ = activation.jet(there @ x.T)
+        g, gradient = potential.slopes(there, h, h1)
+    bend = h2 * potential.coefficients
     s = np.clip(u + g, -clip, clip)
     outside = np.maximum(np.abs(u) - clip, 0.0)
     reached = s * g - 0.5 * (s - u) ** 2 + 0.5 * outside**2 - 0.5 * (moved**2).sum(axis=1)
     residual = np.linalg.norm(s[:, None] * gradient - moved, axis=1)
-    squares = (potential.x @ potential.x.T) ** 2
-    local = np.sqrt(np.maximum(np.einsum("mi,mi->m", bend @ squares, bend), 0.0))
+    local = np.sqrt(np.maximum(np.einsum("mi,mi->m", bend @ potential.squares, bend), 0.0))
     slope = np.linalg.norm(gradient, axis=1)
-    return reached - start + _excess(potential, np.abs(s), residual, slope, local)
+    return reached - before + _excess(potential, np.abs(s), residual, slope, local)
 
 
 def _excess(potential: Potential, s: Array, residual: Array, slope: Array, local: Array) -> Array:
@@ -191,15 +210,25 @@ def _excess(potential: Potential, s: Array, residual: Array, slope: Array, local
     steepest = float((s * (sup + slope) + residual + (clip + s) * sup).max())
     first = 1e-3 * max(float(slope.mean()), 1e-12)
     points = 2 + max(int(math.log(max(2 * steepest / first, 1.0)) / math.log(RATIO)), 1)
+    grid = first * RATIO ** np.arange(points)
+    before = np.concatenate([[0.0], grid[:-1]])
     worst = np.zeros_like(s)
-    before = 0.0
-    for t in first * RATIO ** np.arange(points):
-        bend = np.minimum(potential.curvature, local + potential.third * t / 3) * (t * t / 2)
-        remainder = np.minimum(bend, (sup + slope) * t)
-        change = np.minimum(slope * t + remainder, sup * t)
-        rise = s * remainder + residual * t + np.minimum(0.5 * change**2, (clip + s) * change)
-        np.maximum(worst, rise - 0.5 * before * before, out=worst)
-        before = t
+    rows = max(TABLE // len(s), 1)
+    for k in range(0, points, rows):
+        t = grid[k : k + rows, None]
+        bend = np.minimum(potential.curvature, local + potential.third / 3 * t)
+        bend *= t * t / 2
+        remainder = np.minimum(bend, (sup + slope) * t, out=bend)
+        change = slope * t
+        change += remainder
+        np.minimum(change, sup * t, out=change)
+        # s |R| + |e| t + min(Delta^2 / 2, (U + s) |Delta|)
+        rise = np.minimum(0.5 * change, clip + s)
+        rise *= change
+        rise += s * remainder
+        rise += residual * t
+        rise -= 0.5 * before[k : k + rows, None] ** 2
+        np.maximum(worst, rise.max(axis=0), out=worst)
     return worst
 
 
@@ -211,24 +240,22 @@ def _choose(groups: Sequence[Pair], x: Array, activation: Activation) -> tuple[P
     sample = _pooled(groups)
     here, there = (_features(z, x, activation) for z in (sample.z, sample.reference))
     some = sample.thinned(-(-len(sample.z) // TRIED))
-
-    def value(potential: Potential) -> tuple[float, float]:
-        """Return gain and cost per unit of 2: the bound is 2 (gain - cost)."""
-        both = np.concatenate([potential.coefficients, potential.linear])
-        u, v = (np.clip(z[:, -1], -potential.clip, potential.clip) for z in (sample.z, sample.reference))
-        return float(sample.mean(u * (here @ both) - v * (there @ both))), float(
-            some.mean(_second_order(potential, some.z))
-        )
-
+    theta, u = np.ascontiguousarray(some.z[:, :-1]), -some.z[:, -1]
+    start = activation.value_and_first(theta @ x.T)
     best = _potential(activation, x, np.zeros(x.shape[1]), np.zeros(len(x)), LIMITS[0]), 0.0
     stale = 0
     for linear, coefficients in _path(groups, sample, here, x, activation):
+        whole = _potential(activation, x, linear, coefficients, LIMITS[0])
+        along, against = (values @ np.concatenate([coefficients, linear]) for values in (here, there))
         size, before = 1.0, best[1]
         for limit in LIMITS:
-            potential = _potential(activation, x, size * linear, size * coefficients, limit)
+            potential = whole.resized(size, limit)
             if potential.clip < LOWEST_CLIP:
                 continue
-            gain, cost = value(potential)
+            # Gain and cost per unit of 2: the bound is 2 (gain - cost).
+            clipped, other = (np.clip(z[:, -1], -potential.clip, potential.clip) for z in (sample.z, sample.reference))
+            gain = size * float(sample.mean(clipped * along - other * against))
+            cost = float(some.mean(_transform(potential, theta, u, start)))
             if 2 * (gain - cost) > best[1]:
                 best = potential, 2 * (gain - cost)
             if 0 < cost < gain:  # else it was not certified
@@ -260,8 +287,14 @@ def _potential(activation: Activation, x: Array, linear: Array, coefficients: Ar
     for low, high in ((-g2, g2), _range_of_slope(activation)):
         middle, radius = 0.5 * (low + high), 0.5 * (high - low)
         slopes.append(float(np.linalg.norm(linear + middle * (coefficients @ x))) + radius * mixed)
-    clip = HIGHEST_CLIP if curvature == 0 else min(HIGHEST_CLIP, limit / curvature)
-    return Potential(activation, x, linear, coefficients, clip, curvature, third, min(slopes))
+    squares = (x @ x.T) ** 2
+    return Potential(
+        activation, x, linear, coefficients, _clip(curvature, limit), curvature, third, min(slopes), squares
+    )
+
+
+def _clip(curvature: float, limit: float) -> float:
+    return HIGHEST_CLIP if curvature == 0 else min(HIGHEST_CLIP, limit / curvature)
 
 
 def _largest_eigenvalue(x: Array, weights: Array) -> float:
@@ -270,6 +303,7 @@ def _largest_eigenvalue(x: Array, weights: Array) -> float:
     return max(float(np.linalg.eigvalsh(rows.T @ rows if len(x) > x.shape[1] else rows @ rows.T)[-1]), 0.0)
 
 
+@functools.cache
 def _range_of_slope(activation: Activation) -> tuple[float, float]:
     """Return an interval that holds h'(w): the range on a mesh widened by G3 mesh / 2; |w| > 60 as at the ends."""
     mesh = 0.01

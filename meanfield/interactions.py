@@ -175,6 +175,12 @@ def interact(kernel: Kernel, points: Array, z: Array, weights: Array | None = No
     return value, gradient
 
 
+def floating(points: Array) -> np.dtype:
+    """Return the dtype of the work: that of the points if it is float32 or float64, else float64."""
+    dtype = np.asarray(points).dtype
+    return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
+
+
 def checked(points: Array, z: Array, weights: Array | None) -> tuple[Array, Array, Array]:
     """Return points, particles and masses in one dtype of floats; InputError if their shapes don't fit."""
     points, z = np.asarray(points), np.asarray(z)
@@ -182,7 +188,7 @@ def checked(points: Array, z: Array, weights: Array | None) -> tuple[Array, Arra
         raise InputError(f"points (k, D) and particles (m, D), m and D at least 1, got {points.shape} and {z.shape}.")
     if weights is not None and np.shape(weights) != (len(z),):
         raise InputError(f"{len(z)} particles need as many weights, got shape {np.shape(weights)}.")
-    dtype = points.dtype if points.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    dtype = floating(points)
     mass = np.full(len(z), 1 / len(z), dtype) if weights is None else np.asarray(weights).astype(dtype, copy=False)
     return points.astype(dtype, copy=False), z.astype(dtype, copy=False), mass
 
@@ -218,7 +224,7 @@ def neighbours(points: Array, z: Array, k: int, exclude: bool = False) -> Array:
     """
     here, there = check_neighbours(points, z, k, exclude)
     search = _tree if there.shape[1] <= TREE_DIMENSION else _all_pairs
-    return search(here, there, k, exclude).astype(np.asarray(points).dtype, copy=False)
+    return search(here, there, k, exclude).astype(floating(points), copy=False)
 
 
 def check_neighbours(points: Array, z: Array, k: int, exclude: bool) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from meanfield import parallel
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate, mean_estimate
 
@@ -50,6 +51,18 @@ class Pair(NamedTuple):
         if stride <= 1:
             return self
         return parts(self, stride)[0][1]
+
+
+def each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Return [function(item) for every item], worked by the threads, BLAS single-threaded inside."""
+    given = list(items)
+    out: list[Any] = [None] * len(given)
+
+    def work(part: slice) -> None:
+        out[part.start] = function(given[part.start])
+
+    parallel.each_block(work, len(given), 1)
+    return out
 
 
 def coupled_pairs(clouds: Clouds, scale: float = 1.0) -> list[Pair]:

@@ -1,5 +1,8 @@
 """One contract for every backend that can run here, and what the choice among them promises."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -249,3 +252,12 @@ def test_kernels_of_other_sources_are_thrown_away(tmp_path) -> None:
     assert discard_stale(tmp_path)
     assert not (cache / "kernel.nbc").exists()
     assert len(list(cache.glob("compiled-*"))) == 1
+
+
+@cpu
+def test_the_accuracy_table_of_the_documentation() -> None:
+    from meanfield.backends.elementary import ULP
+
+    text = (Path(__file__).parents[1] / "docs" / "backends.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| ([0-9.]+) \| ([0-9.]+) \|$", text, re.MULTILINE)
+    assert {name: (float(a), float(b)) for name, a, b in rows} == {name: tuple(e.values()) for name, e in ULP.items()}

@@ -285,6 +285,9 @@ def test_neighbours_with_ties_and_copies(search):
     z = np.concatenate([lattice] * 3)
     np.testing.assert_array_equal(search(z, z, 9, exclude=True), exact_neighbours(z, z, 9, True))
     np.testing.assert_array_equal(search(lattice, z, 9), exact_neighbours(lattice, z, 9, False))
+    whole = search(lattice.astype(int), (3 * z).astype(int), 4)
+    np.testing.assert_array_equal(whole, exact_neighbours(lattice, 3 * z, 4, False))
+    assert whole.dtype == np.float64
     assert not search(np.ones((50, 3)), np.ones((50, 3)), 20, exclude=True).any()
 
 

@@ -1,6 +1,5 @@
 """This library through its public interface, on every backend that can run here and on the one that `auto` picks."""
 
-import contextlib
 import math
 import time
 from functools import partial
@@ -24,14 +23,16 @@ class Ours(Candidate):
     def load(self) -> None:
         import meanfield as mf
         from meanfield import backends, parallel
-        from meanfield.errors import MeanfieldError
 
         parallel.set_threads(self.threads)
-        self.mf = mf
-        try:
-            backends.get(self.backend)
-        except MeanfieldError as error:
-            raise ImportError(str(error)) from error
+        self.mf, self.backends = mf, backends
+        if self.backend != backends.AUTO and (reason := backends.unavailable(self.backend)):
+            raise ImportError(reason)
+
+    def _engine(self, n: int, m: int):
+        """Return the backend for n samples and m particles."""
+        name = self.backends.choose(n, m).name if self.backend == self.backends.AUTO else self.backend
+        return self.backends.get(name)
 
     def _start(self, case: dict, reference: bool):
         mf, (x, y) = self.mf, data.problem(case)
@@ -43,13 +44,13 @@ class Ours(Candidate):
 
     def _loop(self, flow, cloud) -> Job:
         """Steps on donated buffers where the flow has them."""
-        move = getattr(flow, "advance", flow.step)
+        engine = self._engine(flow.objective.n, cloud.m)
 
         def run() -> None:
             nonlocal cloud
-            cloud = move(cloud)
+            cloud = flow.advance(cloud)
 
-        return Job(run, state=lambda: np.asarray(cloud.z), note=_engine(flow.objective))
+        return Job(run, state=lambda: engine.asnumpy(cloud.z), note=engine.name)
 
     def step(self, case: dict) -> Job:
         """An Euler step with noise, without reference and account."""
@@ -87,44 +88,35 @@ class Ours(Candidate):
         return Job(run, state=lambda: out)
 
     def pairs(self, case: dict) -> Job:
-        interact, kernel = self._interact(), self._gaussian(case["scale"])
-        z, out = data.points(case), None
+        from meanfield.interactions import Gaussian
+
+        z, kernel, out = data.points(case), Gaussian(case["scale"]), None
+        engine = self._engine(len(z), len(z))
+        here = engine.asarray(z)
 
         def run() -> None:
             nonlocal out
-            out = interact(kernel, z, z)
+            out = engine.interact(kernel, here, here)
 
-        return Job(run, state=lambda: np.column_stack(out))
-
-    def _gaussian(self, scale: float):
-        from meanfield.interactions import Gaussian
-
-        return Gaussian(scale)
-
-    def _interact(self):
-        from meanfield import backends, interactions
-
-        return getattr(backends.get(self.backend), "interact", None) or interactions.interact
+        return Job(run, state=lambda: np.column_stack([engine.asnumpy(part) for part in out]), note=engine.name)
 
     def gram(self, case: dict) -> Job:
         """`measure` with the Gram matrix: the sums of a prediction and of e come along."""
-        risk, cloud = self._start(case, reference=False)
-        engine, out = risk.engine, None
+        risk, _ = self._start({**case, "m": 1}, reference=False)
+        engine, out = self._engine(case["n"], case["m"]), None
         z = engine.asarray(data.start(case))
 
         def run() -> None:
             nonlocal out
             out = engine.measure(risk.unit.h, risk.inputs, z, None, None, gram=True)
 
-        return Job(run, state=lambda: out.gram)
+        return Job(run, state=lambda: out.gram, note=engine.name)
 
     def noise(self, case: dict) -> Job:
-        from meanfield import backends, noise
+        from meanfield import noise
 
-        draw = getattr(backends.get(self.backend), "normals", None)
-        if draw is None and self.backend not in ("auto", "numpy"):
-            raise Refused("draws its noise inside the step")
-        draw, step, out = draw or noise.normals, 0, None
+        auto = self.backend == self.backends.AUTO
+        draw, step, out = self.backends.normals if auto else self.backends.get(self.backend).normals, 0, None
 
         def run() -> None:
             nonlocal step, out
@@ -155,12 +147,6 @@ def _until(flow, cloud, time: float, refine: int):
             cloud = flow.step(cloud, eta / refine)
         cloud = cloud.replace(eta=eta)  # the rule goes by the last whole step
     return cloud
-
-
-def _engine(objective) -> str:
-    with contextlib.suppress(AttributeError):
-        return objective.engine.name
-    return ""
 
 
 def _names() -> list[str]:

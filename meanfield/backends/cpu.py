@@ -10,16 +10,17 @@ An activation that Numba cannot compile (see `rows`) goes through the numpy back
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from meanfield import parallel
-from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference
+from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference, sums
 from meanfield.backends.caching import discard_stale
-from meanfield.backends.fused import BLOCK, SAMPLES
+from meanfield.backends.fused import BLOCK
 from meanfield.backends.rows import Rows, rows
+from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.noise import Stream, round_keys
 from meanfield.units import Activation
 
@@ -32,31 +33,6 @@ GROUPS = 64  # and there are at most so many groups, each holding a partial sum
 # again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. Measured: README of
 # benchmarks/. They take at most KEEP_SHARE of the memory budget.
 KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.25
-
-
-class Samples(NamedTuple):
-    """Inputs and coefficients as the kernels want them: in one dtype, rows padded with zeros to a multiple of four."""
-
-    n: int
-    x: Array
-
-    def pad(self, c: Array) -> Array:
-        """Return coefficients for the padded rows."""
-        out = np.zeros(len(self.x), self.x.dtype)
-        out[: self.n] = c
-        return out
-
-
-def samples(x: Array, dtype: np.dtype) -> Samples:
-    """Return the inputs padded for the kernels."""
-    out = np.zeros((-(-len(x) // SAMPLES) * SAMPLES, x.shape[1]), dtype)
-    out[: len(x)] = x
-    return Samples(len(x), out)
-
-
-def blocks_of(m: int) -> int:
-    """Return how many blocks m particles fill."""
-    return -(-m // BLOCK)
 
 
 def group_size(m: int, n: int) -> int:
@@ -79,7 +55,7 @@ _spare: list[Array] = []  # room for kept activations, used again: fresh pages w
 @contextlib.contextmanager
 def _room(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Array]:
     """Lend an array for the time of a step."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = _spare.pop() if _spare else np.empty(0, np.uint8)
     if raw.size < size or raw.size > 4 * size:
         raw = np.empty(size, np.uint8)
@@ -198,6 +174,6 @@ def descend(
 
 
 BACKEND = Backend(
-    "cpu", predict, pullback, reference.measure, reference.kick, reference.midpoint_kick, reference.roughness, move,
+    "cpu", predict, pullback, sums.measure, sums.kick, sums.midpoint_kick, sums.roughness, move,
     descend, np.asarray, np.asarray, pairwise.interact, pairwise.neighbours, philox.normals,
 )  # fmt: skip

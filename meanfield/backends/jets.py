@@ -112,6 +112,11 @@ def _relu_jet(w):
 
 
 @scalar
+def _relu_slope(h):
+    return type(h)(1) if h > 0 else type(h)(0)
+
+
+@scalar
 def _sin_pair(w):
     return sin(w), cos(w)
 
@@ -132,13 +137,18 @@ def _linear_jet(w):
     return w, type(w)(1), type(w)(0), type(w)(0)
 
 
+@scalar
+def _linear_slope(h):
+    return type(h)(1)
+
+
 JETS = {
     "tanh": (_tanh_pair, _tanh_jet, _tanh_slope),
     "erf": (_erf_pair, _erf_jet, None),
     "erf_sqrt2": (_erf_sqrt2_pair, _erf_sqrt2_jet, None),
     "sigmoid": (_sigmoid_pair, _sigmoid_jet, None),
     "softplus": (_softplus_pair, _softplus_jet, None),
-    "relu": (_relu_pair, _relu_jet, None),
+    "relu": (_relu_pair, _relu_jet, _relu_slope),
     "sin": (_sin_pair, _sin_jet, None),
-    "linear": (_linear_pair, _linear_jet, None),
+    "linear": (_linear_pair, _linear_jet, _linear_slope),
 }
