@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 CONTENDED = 0.04  # share of a repetition's time that a thread may have waited for a core
 CLEAN = 5  # so many undisturbed repetitions are enough to drop the others
 PAUSE = 0.004  # seconds before a repetition: threads of the one before stop spinning
-LEAST = 3  # repetitions of even the slowest
+LEAST, SLOW = 3, 5.0  # fewest repetitions, and from how many seconds on there is one
 
 
 class Entry(NamedTuple):
@@ -75,7 +75,7 @@ class Pool:
     inner : float
         Least length of a repetition in seconds: short jobs are run several times in one.
     budget : float
-        About how many seconds an entry may take; slow ones are repeated less, but `LEAST` times.
+        About how many seconds an entry may take; slow ones are repeated less.
     """
 
     def __init__(self, threads: int, repeats: int, inner: float, budget: float) -> None:
@@ -138,7 +138,8 @@ class Pool:
     def _plan(self, seconds: float) -> tuple[int, int]:
         """Return how often a job is run in a repetition, and how many repetitions there are."""
         inner = max(1, min(100_000, round(self.inner / max(seconds, 1e-9))))
-        return inner, max(min(LEAST, self.repeats), min(self.repeats, int(self.budget / (inner * seconds))))
+        least = 1 if seconds > SLOW else min(LEAST, self.repeats)
+        return inner, max(least, min(self.repeats, int(self.budget / (inner * seconds))))
 
 
 def summary(times: Sequence[float], delays: Sequence[float]) -> dict[str, Any]:

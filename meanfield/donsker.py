@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate
-from meanfield.moments import Clouds, Pair, coupled_pairs, halves, parts
+from meanfield.moments import Clouds, Pair, coupled_pairs, each, halves, parts
 from meanfield.tilts import ProbeFeatures, blocks
 from meanfield.tilts import probe_features as probe_features
 
@@ -97,18 +97,26 @@ def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 
         raise InputError(f"features of inputs in R^{d} need particles in R^{d + 1}, got R^{pairs[0].z.shape[1]}.")
     if min(len(pair.z) for pair in pairs) < GROUPS:
         raise InputError(f"a cloud needs at least {GROUPS} particles to be fitted on one part and measured on another.")
-    groups = [g for r, pair in enumerate(pairs) for g in _groups(r, pair, features)]
-    folds, tables = halves(g.replicate for g in groups), (features.values[0::2], features.values[1::2])
-    held: list[tuple[int, float, float]] = []  # replicate, mass, value
-    variance = 0.0
-    for mine, table, others, other_table in zip(folds, tables, folds[::-1], tables[::-1], strict=True):
-        tilt = _choose([groups[i] for i in mine], table, features)
-        normaliser, error = _log_normaliser(tilt, other_table, features.gram)
-        measured = [groups[i] for i in others]
-        held += [(g.replicate, g.mass, _expectation(tilt, g.pair, features, len(other_table)) - normaliser)
-                 for g in measured]  # fmt: skip
-        variance += (sum(g.mass for g in measured) / sum(g.mass for g in groups) * error) ** 2
-    return _combined(held, variance)
+    several = [(r, mass, part) for r, pair in enumerate(pairs) for mass, part in parts(pair, GROUPS)]
+    groups = each(lambda one: _group(*one, features), several)
+    folds, tables = halves(g.replicate for g in groups), _split(features.values)
+
+    def crossed(fold: int) -> tuple[list[tuple[int, float, float]], float]:
+        """Return (replicate, mass, value) of the groups of one fold at the tilt of the other, and a variance."""
+        tilt = _choose([groups[i] for i in folds[1 - fold]], tables[1 - fold], features)
+        normaliser, error = _log_normaliser(tilt, tables[fold], features.gram)
+        measured = [groups[i] for i in folds[fold]]
+        held = [(g.replicate, g.mass, _expectation(tilt, g.pair, features, len(tables[fold])) - normaliser)
+                for g in measured]  # fmt: skip
+        return held, (sum(g.mass for g in measured) / sum(g.mass for g in groups) * error) ** 2
+
+    (first, one), (second, other) = each(crossed, (1, 0))
+    return _combined(first + second, one + other)
+
+
+def _split(table: Array) -> tuple[Array, Array]:
+    """Return the two halves of the probes."""
+    return table[0::2], table[1::2]
 
 
 def _combined(held: Sequence[tuple[int, float, float]], variance: float) -> Estimate:
@@ -123,38 +131,46 @@ def _weighted(items: Sequence[tuple[float, Any]]) -> Any:
     return sum(mass * value for mass, value in items) / total
 
 
-def _groups(replicate: int, pair: Pair, features: ProbeFeatures) -> list[Group]:
-    """Return the groups of a replicate with the centred means over each; O(m n k + m k^2)."""
-    out = []
-    for mass, part in parts(pair, GROUPS):
-        size, masses = features.transform.shape[1], part.masses
-        push, square = np.zeros(size), np.zeros((size, size))
-        for rows in blocks(len(masses)):
-            for z, sign in ((part.z[rows], 1.0), (part.reference[rows], -1.0)):
-                here, weights = features.at(z[:, :-1]), sign * masses[rows]
-                push += (weights * z[:, -1]) @ here
-                square += (here * weights[:, None]).T @ here
-        u, v = part.z[:, -1], part.reference[:, -1]
-        out.append(Group(replicate, mass, part, push, square, float(masses @ (u * u - v * v))))
-    return out
+def _group(replicate: int, mass: float, pair: Pair, features: ProbeFeatures) -> Group:
+    """Return a group of a replicate's particles with the centred means over it; O(m n (d + n) + n^2 k)."""
+    size, roots = len(features.transform), np.sqrt(pair.masses)
+    push, square = np.zeros(size), np.zeros((size, size))
+    for rows in blocks(len(roots)):
+        for z, sign in ((pair.z[rows], 1.0), (pair.reference[rows], -1.0)):
+            here = features.raw(z[:, :-1])
+            here *= roots[rows, None]
+            push += (sign * roots[rows] * z[:, -1]) @ here
+            square += sign * (here.T @ here)
+    turn, u, v = features.transform, pair.z[:, -1], pair.reference[:, -1]
+    return Group(replicate, mass, pair, turn.T @ push, turn.T @ square @ turn, float(pair.masses @ (u * u - v * v)))
 
 
 def _choose(groups: Sequence[Group], table: Array, features: ProbeFeatures) -> Tilt:
     """Return the tilt fitted to these groups and probes, its ridge, omega and size chosen on a half of them."""
     fit, check = ([groups[i] for i in half] for half in halves(g.replicate for g in groups))
-    fit_table, check_table = table[0::2], table[1::2]
+    fit_table, check_table = _split(table)
+
+    def tried(ridge: float, start: Tilt) -> tuple[float, float, Tilt]:
+        tilt = _fit(fit, fit_table, ridge, start)
+        return _score(tilt, check, check_table, features), ridge, tilt
+
     best: tuple[float, float, Tilt] = (0.0, math.inf, Tilt(np.zeros(1)))
+    middle = len(RIDGES) // 2
     for size in sorted({features.simple, table.shape[1]}):
-        start = Tilt(np.zeros(size))
-        for ridge in RIDGES:
-            start = _fit(fit, fit_table, ridge, start)
-            best = max(best, (_score(start, check, check_table, features), ridge, start), key=lambda b: b[0])
+        start = Tilt(np.concatenate([best[2].coefficients, np.zeros(size)])[:size])
+        here = at = tried(RIDGES[middle], start)
+        k = middle
+        # Down the ridges while the score rises; up, if it did not rise at all.
+        for way in (1, -1):
+            while 0 <= k + way < len(RIDGES) and (at := tried(RIDGES[k + way], here[2]))[0] > here[0]:
+                k, here = k + way, at
+            if k != middle:
+                break
+        middle, best = k, max(best, here, key=lambda b: b[0])
     score, ridge, tilt = best
     if score <= 0:
         return tilt
-    for omega in OMEGAS[1:]:
-        other = _fit(fit, fit_table, ridge, tilt._replace(omega=omega))
-        best = max(best, (_score(other, check, check_table, features), ridge, other), key=lambda b: b[0])
+    best = max([best, *(tried(ridge, tilt._replace(omega=omega)) for omega in OMEGAS[1:])], key=lambda b: b[0])
     return _fit(groups, table, best[1], best[2])
 
 
@@ -210,6 +226,8 @@ def _fit(groups: Sequence[Group], table: Array, ridge: float, start: Tilt, itera
 
 def _log_mean(c: Array, omega: float, table: Array) -> tuple[float, Array]:
     """Return log mean e^{(1 - omega) g^2 / 2} over the probes and its gradient in the coefficients."""
+    if omega == 1:
+        return 0.0, np.zeros(len(c))
     g = table @ c.astype(np.float32)
     exponent = 0.5 * (1 - omega) * g.astype(np.float64) ** 2
     top = float(exponent.max())
@@ -221,13 +239,16 @@ def _log_mean(c: Array, omega: float, table: Array) -> tuple[float, Array]:
 
 def _curvature(c: Array, omega: float, table: Array) -> Array:
     """Return the Hessian of `_log_mean`: (1 - omega) E g_k g_l + (1 - omega)^2 Cov(g g_k, g g_l), tilted."""
+    if omega == 1:
+        return np.zeros((len(c), len(c)))
     g = table @ c.astype(np.float32)
     exponent = 0.5 * (1 - omega) * g.astype(np.float64) ** 2
     weights = np.exp(exponent - exponent.max())
     weights /= weights.sum()
-    scale = ((1 - omega) * weights * (1 + (1 - omega) * g.astype(np.float64) ** 2)).astype(np.float32)
+    root = np.sqrt((1 - omega) * weights * (1 + (1 - omega) * g.astype(np.float64) ** 2)).astype(np.float32)
     first = (1 - omega) * ((weights * g).astype(np.float32) @ table).astype(np.float64)
-    return ((table * scale[:, None]).T @ table).astype(np.float64) - np.outer(first, first)
+    scaled = table * root[:, None]
+    return (scaled.T @ scaled).astype(np.float64) - np.outer(first, first)
 
 
 def _ceiling(omega: float, probes: int) -> float:

@@ -188,12 +188,13 @@ def _transform(potential: Potential, theta: Array, u: Array, start: tuple[Array,
     clip, activation, x = potential.clip, potential.activation, potential.x
     g, gradient = potential.slopes(theta, *(activation.value_and_first(theta @ x.T) if start is None else start))
     before = np.clip(u, -clip, clip) * g
-    for _ in range(ITERATIONS):
+    for k in range(ITERATIONS):
         moved = np.clip(u + g, -clip, clip)[:, None] * gradient
         there = theta + moved
-        h, h1, h2, _ = activation.jet(there @ x.T)
+        w = there @ x.T
+        h, h1, *more = activation.jet(w) if k == ITERATIONS - 1 else activation.value_and_first(w)
         g, gradient = potential.slopes(there, h, h1)
-    bend = h2 * potential.coefficients
+    bend = more[0] * potential.coefficients
     s = np.clip(u + g, -clip, clip)
     outside = np.maximum(np.abs(u) - clip, 0.0)
     reached = s * g - 0.5 * (s - u) ** 2 + 0.5 * outside**2 - 0.5 * (moved**2).sum(axis=1)

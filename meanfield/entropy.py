@@ -177,7 +177,7 @@ def _kth_smallest(rows: Array, k: int) -> Array:
     if groups <= k:
         return np.partition(rows, k, axis=1)[:, k]
     minima = rows[:, : groups * GROUP].reshape(len(rows), GROUP, groups).min(axis=1)
-    row, column = np.nonzero(rows <= np.partition(minima, k, axis=1)[:, k, None])
-    few = rows[row, column]
+    low = np.flatnonzero(rows <= np.partition(minima, k, axis=1)[:, k, None])
+    row, few = low // rows.shape[1], rows.ravel()[low]
     first = np.searchsorted(row, np.arange(len(rows)))
     return few[np.lexsort((few, row))][first + k]

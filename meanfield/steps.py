@@ -31,6 +31,7 @@ SHORT = 1e-3
 CUTOFF = 1e-10
 # Numbers looked at together when a cloud is checked: a block of them stays in a cache.
 BLOCK = 1 << 18
+TOGETHER = 1 << 11  # particles
 
 
 class Dynamics(NamedTuple):
@@ -181,6 +182,10 @@ def trained(train: str) -> slice:
 
 
 def _linear(z: Array, decay: float, noise: Array, columns: slice) -> Array:
+    if columns == slice(None):
+        out = z.dtype.type(decay) * z
+        out += noise
+        return out
     out = z.copy()
     out[:, columns] = z.dtype.type(decay) * z[:, columns] + noise[:, columns]
     return out
@@ -276,16 +281,7 @@ def spread(dynamics: Dynamics, cloud: Cloud, parts: Plan, start: Cloud) -> Cloud
 
     `start` is the cloud before the step's first kick, where means have been measured.
     """
-    channel, columns = parts.channel, trained(dynamics.train)
-    dtype = cloud.z.dtype.type
-    noise = np.zeros((1, cloud.dimension), cloud.z.dtype)
-    if channel.sigma:
-        noise = dtype(channel.sigma) * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
-    done = cloud.replace(
-        z=_linear(cloud.z, channel.decay, noise, columns),
-        reference=None if cloud.reference is None else _linear(cloud.reference, channel.decay, noise, columns),
-        reference_variance=channel.variance_after,
-    )
+    done = _diffused(dynamics, cloud, parts.channel).replace(reference_variance=parts.channel.variance_after)
     if not dynamics.account:
         return done
     account = _account_of_channel(dynamics, cloud, done, parts)
@@ -294,6 +290,16 @@ def spread(dynamics: Dynamics, cloud: Cloud, parts: Plan, start: Cloud) -> Cloud
     assert dynamics.objective.network is not None
     dynamics.objective.network.remember(final, done)
     return final
+
+
+def _diffused(dynamics: Dynamics, cloud: Cloud, channel: Channel) -> Cloud:
+    """Return cloud and reference after z <- c z + sigma xi in the coordinates that are trained."""
+    columns, noise = trained(dynamics.train), np.zeros((1, cloud.dimension), cloud.z.dtype)
+    if channel.sigma:
+        noise = cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
+        noise = cloud.z.dtype.type(channel.sigma) * noise
+    far = None if cloud.reference is None else _linear(cloud.reference, channel.decay, noise, columns)
+    return cloud.replace(z=_linear(cloud.z, channel.decay, noise, columns), reference=far)
 
 
 def _account_of_channel(dynamics: Dynamics, before: Cloud, after: Cloud, parts: Plan) -> Account:
@@ -371,9 +377,12 @@ def increments(before: Cloud, after: Cloud, channel: Channel, train: str) -> Arr
     """
     if before.reference is None or after.reference is None or not channel.sigma:
         return np.zeros(5)
-    columns = trained(train)
-    old = before.reference[:, columns].astype(np.float64, copy=False)
-    xi = (after.reference[:, columns] - channel.decay * old) / channel.sigma
-    square = xi * xi
-    cross = float(np.einsum("ij,ij->", xi, old)) / math.sqrt(before.reference_variance)
-    return np.array([xi.size, xi.sum(), square.sum(), float(np.einsum("ij,ij->", square, square)), cross])
+    columns, far, scale = trained(train), (before.reference, after.reference), math.sqrt(before.reference_variance)
+
+    def part_sum(part: slice) -> Array:
+        old, new = (reference[part, columns].astype(np.float64, copy=False) for reference in far)
+        xi = ((new - channel.decay * old) / channel.sigma).ravel()
+        square = xi * xi
+        return np.array([xi.size, xi.sum(), square.sum(), square @ square, xi @ old.ravel() / scale])
+
+    return np.asarray(parallel.sum_blocks(part_sum, before.m, TOGETHER))

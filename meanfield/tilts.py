@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meanfield import parallel
 from meanfield.errors import InputError
 from meanfield.units import Activation
 
 Array = npt.NDArray[Any]
 
-BLOCK = 4096
+BLOCK = 1024
 LARGEST_TABLE = 100_000_000  # bytes of values kept for the probes
 SMALLEST_SQUARE = 1e-7  # of a direction's mean square before it is scaled, against the largest
 DEGREE, NODES = 80, 180  # of Mehler's series; of the quadrature for its coefficients
@@ -55,14 +56,15 @@ class ProbeFeatures:
 
     def at(self, theta: Array) -> Array:
         """Return the directions at theta, shape (m, k) for theta of shape (m, d). O(m n (d + k))."""
-        return self._raw(theta) @ self.transform
+        return self.raw(theta) @ self.transform
 
     def combination(self, theta: Array, coefficients: Array) -> Array:
         """Return g(theta) = sum coefficients_k g_k(theta) over the first directions, shape (m,). O(m n d)."""
         direction = self.transform[:, : len(coefficients)] @ coefficients
-        return np.concatenate([self._raw(theta[rows]) @ direction for rows in blocks(len(theta))])
+        return np.concatenate([self.raw(theta[rows]) @ direction for rows in blocks(len(theta))])
 
-    def _raw(self, theta: Array) -> Array:
+    def raw(self, theta: Array) -> Array:
+        """Return h(w_i), then w_i h'(w_i) where the directions use it, shape (m, n or 2 n); O(m n d)."""
         return _raw(self.activation, self.x, theta, len(self.transform) // len(self.x))
 
 
@@ -91,15 +93,20 @@ def probe_features(probes: Array, x: Array, activation: Activation, *, largest: 
         )
     families = 1 if activation.homogeneous else 2  # w h'(w) = h(w) for a homogeneous one
     theta = probes[:, : x.shape[1]]
-    sample = np.zeros((families * len(x),) * 2)
-    for rows in blocks(len(theta)):
+
+    def square(rows: slice) -> Array:
         raw = _raw(activation, x, theta[rows], families)
-        sample += raw.T @ raw / len(theta)
+        return raw.T @ raw / len(theta)
+
+    sample = parallel.sum_blocks(square, len(theta), BLOCK)
     most = largest or max(LARGEST_TABLE // (4 * len(theta)), 1)
     transform, simple = _orthonormal(sample, len(x), most)
     values = np.empty((len(theta), transform.shape[1]), dtype=np.float32)
-    for rows in blocks(len(theta)):
+
+    def fill(rows: slice) -> None:
         values[rows] = _raw(activation, x, theta[rows], families) @ transform
+
+    parallel.each_block(fill, len(theta), BLOCK)
     exact = _exact_gram(activation, x, families)
     gram = None if exact is None else transform.T @ exact @ transform
     return ProbeFeatures(activation, x, transform, simple, values, gram)
@@ -114,8 +121,10 @@ def _raw(activation: Activation, x: Array, theta: Array, families: int) -> Array
     w = np.asarray(theta, dtype=np.float64) @ x.T
     if families == 1:
         return activation.value(w)
-    h, h1 = activation.value_and_first(w)
-    return np.concatenate([h, w * h1], axis=1)
+    out = np.empty((len(w), 2 * len(x)))
+    out[:, : len(x)], h1 = activation.value_and_first(w)
+    np.multiply(w, h1, out=out[:, len(x) :])
+    return out
 
 
 def _orthonormal(sample: Array, n: int, largest: int) -> tuple[Array, int]:

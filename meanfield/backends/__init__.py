@@ -29,7 +29,7 @@ MODULES = {
     "cuda": "meanfield.backends.cuda",
 }
 # Activations a pass from which "auto" takes compiled code, and a GPU; normals from which compiled code draws them.
-COMPILED_WORK, DEVICE_WORK, MANY_NORMALS = 1 << 16, 1 << 20, 1 << 18
+COMPILED_WORK, DEVICE_WORK, MANY_NORMALS = 1 << 16, 1 << 20, 1 << 15
 
 
 class Measurement(NamedTuple):

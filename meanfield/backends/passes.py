@@ -340,25 +340,28 @@ def squares(p, count, out):
 
 
 @compiled
-def curvature(rows, bend, b, j, train):
-    """Return |Db|_F^2 of particle j of block b, from `bend` = q'(G o G) q without u^2."""
+def curvatures(rows, bend, b, train, out):
+    """Set out_j to |Db|_F^2 of the particles of block b, from `bend` = q'(G o G) q without u^2."""
     gt, _, u = rows
     theta, outer = train
-    total = 0.0
+    out[:] = 0
+    if theta and outer:
+        for k in range(gt.shape[1]):
+            for j in range(BLOCK):
+                out[j] += gt[b, k, j] * gt[b, k, j]
     if theta:
-        total = float(u[b, j]) * u[b, j] * bend[b * BLOCK + j]
-        if outer:
-            for k in range(gt.shape[1]):
-                total += 2.0 * gt[b, k, j] * gt[b, k, j]
-    return total
+        for j in range(BLOCK):
+            out[j] = u[b, j] * u[b, j] * bend[b * BLOCK + j] + 2 * out[j]
 
 
 @compiled
 def remainders(rows, bend, eps, train, out):
     """Set out_j to the bound f^2 / (2 (1 - f)) on eps tr Db - log det(I + eps Db), f = eps |Db|_F; see `blocks`."""
+    size = np.empty(BLOCK, bend.dtype)
     for b in range(rows[1].shape[0]):
+        curvatures(rows, bend, b, train, size)
         for j in range(BLOCK):
-            f = eps * np.sqrt(curvature(rows, bend, b, j, train))
+            f = eps * np.sqrt(size[j])
             out[b * BLOCK + j] = f * f / (2 * (1 - f)) if f < 1 else np.inf
 
 
@@ -373,12 +376,14 @@ def midpoint_remainders(near, middle, pa, pb, bends, z, first, eps, variance, tr
     d, r = near[0].shape[1], pa.shape[0] - 1
     gt_a, gu_a, u_a = middle
     gt_b, gu_b, u_b = near
+    size_a, size_b = np.empty(BLOCK, out.dtype), np.empty(BLOCK, out.dtype)
     for b in range(gu_a.shape[0]):
+        curvatures(middle, bends[0], b, train, size_a)
+        curvatures(near, bends[1], b, train, size_b)
         for j in range(min(BLOCK, z.shape[0] - (first + b) * BLOCK)):
             at, place = b * BLOCK + j, (first + b) * BLOCK + j
-            a2 = curvature(middle, bends[0], b, j, train)
-            b2 = curvature(near, bends[1], b, j, train)
-            size_a, size_b = np.sqrt(a2), np.sqrt(b2)
+            a2, b2 = float(size_a[j]), float(size_b[j])
+            a, bb = np.sqrt(a2), np.sqrt(b2)
             trace, cross, tilt = 0.0, 0.0, 0.0
             ua, ub = float(u_a[b, j]), float(u_b[b, j])
             if theta:
@@ -393,9 +398,9 @@ def midpoint_remainders(near, middle, pa, pb, bends, z, first, eps, variance, tr
             if theta and outer:
                 for k in range(d):
                     cross += 2.0 * gt_a[b, k, j] * gt_b[b, k, j]
-            whole = eps * size_a * (1 + 0.5 * eps * size_b)
+            whole = eps * a * (1 + 0.5 * eps * bb)
             rest = whole**3 / (3 * (1 - whole)) if whole < 1 else np.inf
-            rest += eps * trace - 0.5 * eps**2 * cross + 0.5 * eps**2 * a2 * (1 + eps * size_b + 0.25 * eps * eps * b2)
+            rest += eps * trace - 0.5 * eps**2 * cross + 0.5 * eps**2 * a2 * (1 + eps * bb + 0.25 * eps * eps * b2)
             out[at] = rest + eps / variance * tilt
 
 
@@ -456,7 +461,9 @@ def rough(rows, second, third, weights, inverse, first, m, train, out):
     """
     gt, gu, u = rows
     theta, outer = train
+    bends = np.empty(BLOCK, second.dtype)
     for b in range(gu.shape[0]):
+        curvatures(rows, second, b, train, bends)
         for j in range(min(BLOCK, m - (first + b) * BLOCK)):
             at, place = b * BLOCK + j, (first + b) * BLOCK + j
             size, u2 = 0.0, float(u[b, j]) * u[b, j]
@@ -472,5 +479,5 @@ def rough(rows, second, third, weights, inverse, first, m, train, out):
                 third_order += 3 * second[at]
             mass = weights[place] if weights.shape[0] else inverse
             out[0] += mass * first_order
-            out[1] += mass * curvature(rows, second, b, j, train)
+            out[1] += mass * bends[j]
             out[2] += mass * third_order

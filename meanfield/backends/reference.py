@@ -119,7 +119,7 @@ def kick(
     """
     x, m = x.astype(z.dtype, copy=False), len(z)
     c = c.astype(z.dtype)
-    square = (x @ x.T) ** 2
+    square = (x @ x.T) ** 2 if account else np.empty(0)
     out = np.empty_like(z)
 
     def part_sum(part: slice) -> tuple:

@@ -13,6 +13,7 @@ Signatures and meaning are those of `reference`, which also takes the activation
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,17 +41,18 @@ _spare: list[Array] = []
 @contextlib.contextmanager
 def lent(dtype: np.dtype, *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
     """Lend arrays, of whatever content, for the time of a chunk."""
-    sizes = [-(-int(np.prod(shape)) * dtype.itemsize // 64) * 64 for shape in shapes]
+    bounds, size = [], 0
+    for shape in shapes:
+        bounds.append((size, size + math.prod(shape) * dtype.itemsize))
+        size = -(-bounds[-1][1] // 64) * 64
     try:
         raw = _spare.pop()
     except IndexError:
         raw = np.empty(0, np.uint8)
-    if raw.size < sum(sizes) + 64:
-        raw = np.empty(sum(sizes) + 64, np.uint8)
-    place, out = -raw.ctypes.data % 64, []
-    for size, shape in zip(sizes, shapes, strict=True):
-        out.append(raw[place : place + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape))
-        place += size
+    if raw.size < size + 64:
+        raw = np.empty(size + 64, np.uint8)
+    raw_start = -raw.__array_interface__["data"][0] % 64
+    out = [raw[raw_start + a : raw_start + b].view(dtype).reshape(s) for (a, b), s in zip(bounds, shapes, strict=True)]
     try:
         yield out
     finally:
