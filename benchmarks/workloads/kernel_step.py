@@ -1,6 +1,6 @@
 """What the kernel scheme costs beside our own Euler step."""
 
-from benchmarks import data
+from benchmarks import data, tables
 from benchmarks.bench import Bench, library
 from benchmarks.pool import Entry
 
@@ -23,3 +23,13 @@ def run(bench: Bench) -> None:
             entries = [Entry(name, "kernel_step", {**case, **options}, label) for label, options in VARIANTS.items()]
             label = f"({n}, {d}, {m:,}) {name}"
             bench.compare("kernel_step", "kernel_step", case, label, entries=entries, beside="euler")
+
+
+def table(rows: list[dict]) -> str:
+    """Return milliseconds, and multiples of the Euler step."""
+    lines = []
+    for row in rows:
+        if "median" in row:
+            times = [f"{1e3 * row['median']:.4g}", f"{1e3 * row['min']:.4g}"]
+            lines.append([row["case"], row["candidate"], *times, f"{row['ratios']['euler']:.2f}"])
+    return tables.markdown(["case", "step", "median, ms", "least, ms", "Euler steps"], lines)
