@@ -6,18 +6,26 @@ of one particle against p0; the coupled reference, scaled to have law N(0, I) ex
 """
 
 import math
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from meanfield import donsker, dual, entropy, noise, ntk, steps, transport
+from meanfield import donsker, dual, entropy, noise, ntk, parallel, steps, transport
 from meanfield.cloud import Cloud
 from meanfield.estimate import Estimate, mean_estimate, student_factor, tightest_lower, tightest_upper
 from meanfield.flow import Flow
 from meanfield.noise import Stream
-from meanfield.observables import Unavailable, account_bound, coupled, cross_product, loss_unbiased, network, observable
+from meanfield.observables import (
+    Unavailable,
+    account_bound,
+    coupled,
+    cross_product,
+    loss_unbiased,
+    network,
+    observable,
+    remembered,
+    same_variance,
+)
 from meanfield.risk import Risk
 
 Array = np.ndarray
@@ -27,15 +35,6 @@ PLUGIN = 1000
 NEIGHBOURS = 5
 # Bounds that are chosen on one part of the particles and measured on another need a few.
 FEWEST = 16
-_memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
-
-
-def remembered(key: Any, name: str, make: Callable[[], Any]) -> Any:
-    """Return what `make` makes, once for every object `key` and name, for as long as the object lives."""
-    found = _memo.setdefault(key, {})
-    if name not in found:
-        found[name] = make()
-    return found[name]
 
 
 def standardised(clouds: Sequence[Cloud], flow: Flow) -> Coupled:
@@ -47,8 +46,13 @@ def standardised(clouds: Sequence[Cloud], flow: Flow) -> Coupled:
     def one(cloud: Cloud) -> tuple[Array, Array, Array | None]:
         reference = coupled(cloud)
         std = cloud.start_std
-        z, zbar = cloud.z.astype(np.float64) / std, reference.astype(np.float64) / std
-        if cloud.reference_variance != std**2:
+        z, zbar = cloud.z.astype(np.float64, copy=False), reference.astype(np.float64, copy=False)
+        if reference is cloud.z:
+            zbar = z
+        if std != 1:
+            z, zbar = z / std, zbar / std
+        if not same_variance(cloud):
+            zbar = zbar.copy()
             zbar[:, steps.trained(flow.train)] *= std / np.sqrt(cloud.reference_variance)
         return z, zbar, cloud.weights
 
@@ -66,23 +70,30 @@ def inputs(clouds: Sequence[Cloud], flow: Flow) -> Array:
 
 
 def probes(clouds: Sequence[Cloud], flow: Flow) -> Array:
-    """Return samples of N(0, I), shape (PROBES, D), from their own stream: drawn once, the same at every record."""
+    """Return samples of N(0, I), shape (PROBES, D), from their own stream: the same at every record."""
     cloud = clouds[0]
-    return remembered(
-        flow,
-        f"probes {cloud.seed} {cloud.dimension}",
-        lambda: noise.normals(cloud.seed, Stream.PROBE, step=0, count=PROBES, width=cloud.dimension),
-    )
+    out = np.empty((PROBES, cloud.dimension))
+
+    def fill(part: slice) -> None:
+        out[part] = noise.normals(
+            cloud.seed, Stream.PROBE, step=0, first=part.start, count=part.stop - part.start, width=cloud.dimension
+        )
+
+    parallel.each_block(fill, PROBES, 4096)
+    return out
 
 
 def features(clouds: Sequence[Cloud], flow: Flow) -> donsker.ProbeFeatures:
     """Return the directions of Donsker and Varadhan's tilts at the probes, made once."""
     cloud = clouds[0]
-    return remembered(
-        flow,
-        f"features {cloud.seed} {cloud.dimension} {cloud.start_std}",
-        lambda: donsker.probe_features(probes(clouds, flow), inputs(clouds, flow), network(flow).unit.h),
-    )
+
+    def make() -> donsker.ProbeFeatures:
+        drawn = probes(clouds, flow)
+        # Halves and their halves are taken one after the other: so they hold every second and every fourth draw.
+        ordered = np.concatenate([drawn[k::4] for k in (0, 2, 1, 3)])
+        return donsker.probe_features(ordered, inputs(clouds, flow), network(flow).unit.h)
+
+    return remembered(flow, f"features {cloud.seed} {cloud.dimension} {cloud.start_std}", make)
 
 
 @observable("lower bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
@@ -220,13 +231,17 @@ def kl_estimate(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 @observable("smallest eigenvalue of H(p_t), by centred measurement around the closed form at p0", costly=True)
 def ntk_eigenvalue_min(cloud: Cloud, flow: Flow) -> float:
     """Return lambda_min(H(p0) + mean change); its expectation is at most lambda_min(H(p_t)), the safe side."""
-    return ntk.eigenvalue_range(centred_gram(cloud, flow))[0]
+    return _eigenvalues(cloud, flow)[0]
 
 
 @observable("largest eigenvalue of H(p_t), by centred measurement around the closed form at p0", costly=True)
 def ntk_eigenvalue_max(cloud: Cloud, flow: Flow) -> float:
     """Return lambda_max(H(p0) + mean change)."""
-    return ntk.eigenvalue_range(centred_gram(cloud, flow))[1]
+    return _eigenvalues(cloud, flow)[1]
+
+
+def _eigenvalues(cloud: Cloud, flow: Flow) -> tuple[float, float]:
+    return remembered(cloud, f"eigenvalues {flow.train}", lambda: ntk.eigenvalue_range(centred_gram(cloud, flow)))
 
 
 @observable("largest change of an entry of H since p0", costly=True)
@@ -259,6 +274,8 @@ def centred_gram(cloud: Cloud, flow: Flow) -> Array:
 
 def _centred_gram(cloud: Cloud, flow: Flow) -> Array:
     risk, train = network(flow), flow.train
+    if cloud.z is cloud.reference:
+        return _gram_of_reference(risk, cloud, train)
     here = risk.measure(cloud, train).gram
     assert here is not None
     if cloud.reference is None:
@@ -281,7 +298,7 @@ def _gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
 @observable("plug-in W2 of a subsample against fresh samples of p0", unit="length", costly=True, pooled=True,
             zero="what w2_plugin_null reads, not 0")  # fmt: skip
 def w2_plugin(clouds: Sequence[Cloud], flow: Flow) -> float:
-    """Return the exact W2 between 1,000 particles and 1,000 samples of p0, by POT."""
+    """Return the exact W2 between 1,000 particles and 1,000 samples of p0."""
     z = standardised(clouds, flow)[0][0]
     size = min(PLUGIN, len(z))
     return float(np.sqrt(transport.plugin(z[:size], _fresh(clouds, 0, size)))) * clouds[0].start_std
@@ -290,7 +307,7 @@ def w2_plugin(clouds: Sequence[Cloud], flow: Flow) -> float:
 @observable("plug-in W2 of two samples of p0 of the same size", unit="length", costly=True, pooled=True,
             zero="itself: it is the bias of w2_plugin at zero")  # fmt: skip
 def w2_plugin_null(clouds: Sequence[Cloud], flow: Flow) -> float:
-    """Return the exact W2 between two sets of 1,000 samples of p0, by POT."""
+    """Return the exact W2 between two sets of 1,000 samples of p0."""
     coupled(clouds[0])
     size = min(PLUGIN, clouds[0].m)
     key = f"null {size} {clouds[0].seed} {clouds[0].dimension}"

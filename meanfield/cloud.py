@@ -8,7 +8,7 @@ law's motion without the sampling noise of the start. What to read next: `flow` 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,23 @@ class Gaussian:
         return self.std**2
 
 
+class Kernel(NamedTuple):
+    """The Gram matrix of a cloud some steps ago, carried until kicks have moved the cloud too far from there.
+
+    `gram` is H, shape (n, n); `covariance`, of the same shape or None, that of the centred generator's mean; `age` the
+    sum of rms kicks and of lam eta since; `of` names the inputs, the activation and the layers that it belongs to.
+    """
+
+    gram: Array
+    covariance: Array | None
+    age: float
+    of: str
+
+    def older(self, kick: float) -> "Kernel":
+        """Return the kernel after a kick of that rms length."""
+        return self._replace(age=self.age + kick)
+
+
 @dataclass(frozen=True, eq=False)
 class Cloud:
     """m weighted particles in R^D at one time, with all that the next step needs.
@@ -68,6 +85,8 @@ class Cloud:
         The integers that name the cloud's noise.
     account : Account
         The running KL account and the checks that ride with it.
+    kernel : Kernel or None
+        A Gram matrix that still stands for the cloud's own (`risk.HELD`).
     """
 
     z: Array
@@ -82,6 +101,7 @@ class Cloud:
     seed: int = 0
     replicate: int = 0
     account: Account = dataclasses.field(default_factory=Account)
+    kernel: Kernel | None = None
 
     @property
     def m(self) -> int:

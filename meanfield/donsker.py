@@ -41,6 +41,7 @@ RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 OMEGAS = (0.5, 0.0, 1.0)
 GROUPS = 4  # of particles in a replicate: two halves, each of two halves
 CURVATURE_ROWS = 8192
+FINAL = 1e-6  # gain at which the last fit stops
 CLIPPED_SHARE = 0.01
 
 
@@ -116,7 +117,8 @@ def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 
 
 def _split(table: Array) -> tuple[Array, Array]:
     """Return the two halves of the probes."""
-    return table[0::2], table[1::2]
+    half = len(table) // 2
+    return table[:half], table[half:]
 
 
 def _combined(held: Sequence[tuple[int, float, float]], variance: float) -> Estimate:
@@ -171,7 +173,7 @@ def _choose(groups: Sequence[Group], table: Array, features: ProbeFeatures) -> T
     if score <= 0:
         return tilt
     best = max([best, *(tried(ridge, tilt._replace(omega=omega)) for omega in OMEGAS[1:])], key=lambda b: b[0])
-    return _fit(groups, table, best[1], best[2])
+    return _fit(groups, table, best[1], best[2], gained=FINAL)
 
 
 def _score(tilt: Tilt, groups: Sequence[Group], table: Array, features: ProbeFeatures) -> float:
@@ -186,11 +188,14 @@ def _score(tilt: Tilt, groups: Sequence[Group], table: Array, features: ProbeFea
     return float(linear) - normaliser - error
 
 
-def _fit(groups: Sequence[Group], table: Array, ridge: float, start: Tilt, iterations: int = 8) -> Tilt:
+def _fit(
+    groups: Sequence[Group], table: Array, ridge: float, start: Tilt, *, gained: float = 1e-4, iterations: int = 8
+) -> Tilt:
     """Return the tilt that maximises the bound less ridge |c|^2 / 2, by Newton's method from `start`.
 
     Concave in the coefficients; tau is explicit given them. The curvature is taken once, on some of the probes, the
-    gradient on all: the result need not be exact, any tilt is valid. O(iterations N0 k + 8192 k^2).
+    gradient on all: the result need not be exact, any tilt is valid. It stops where a step promises less than a share
+    `gained` of the bound. O(iterations N0 k + 8192 k^2).
     """
     c, omega = start.coefficients, start.omega
     size = len(c)
@@ -213,7 +218,7 @@ def _fit(groups: Sequence[Group], table: Array, ridge: float, start: Tilt, itera
     for _ in range(iterations):
         step = np.linalg.solve(curvature, gradient)
         gain = float(step @ gradient)
-        if not gain > 1e-4 * abs(value) + 1e-14:
+        if not gain > gained * abs(value) + 1e-14:
             break
         length = 1.0
         while (trial := objective(c + length * step))[0] <= value and length > 1e-3:

@@ -149,6 +149,8 @@ def _knn(pair: Pair, k: int, largest: int) -> float:
     here, there = pair.z[used], pair.reference[used]
     if not 1 <= k < len(here):
         raise InputError(f"the neighbour k = {k} needs more than {k} particles, got {len(here)}.")
+    if pair.z is pair.reference:
+        return 0.0
     ratio = _log_distances(there, k) - _log_distances(here, k)
     squares = np.einsum("ij,ij->i", pair.z, pair.z) - np.einsum("ij,ij->i", pair.reference, pair.reference)
     return float(here.shape[1] * ratio.mean() + 0.5 * squares.mean())

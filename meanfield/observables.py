@@ -5,13 +5,14 @@ In a script any function of (cloud, flow) works in a `Record`. `bounds` holds th
 """
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from meanfield import steps
+from meanfield import parallel, steps
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.flow import Flow
@@ -55,6 +56,19 @@ class Observable:
 
 
 OBSERVABLES: dict[str, Observable] = {}
+# Numbers of a cloud that are squared at a time: they stay in a cache.
+BLOCK = 1 << 15
+# Bytes of starting points that a flow's clouds may keep together; those of larger clouds are drawn again.
+LARGEST_ORIGINS = 1 << 29
+_memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
+
+
+def remembered(key: Any, name: str, make: Callable[[], Any]) -> Any:
+    """Return what `make` makes, once for every object `key` and name, for as long as the object lives."""
+    found = _memo.setdefault(key, {})
+    if name not in found:
+        found[name] = make()
+    return found[name]
 
 
 def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -> Callable[[Callable], Callable]:
@@ -91,12 +105,44 @@ def accounted(cloud: Cloud, flow: Flow) -> Cloud:
     return cloud
 
 
+def mean_square(cloud: Cloud, values: Array, other: Array | None = None) -> float:
+    """Return the weighted mean of |values - other|^2 over the particles; arrays of shape (m, D)."""
+
+    def part_sum(part: slice) -> float:
+        total = 0.0
+        for first in range(part.start, part.stop, rows):
+            some = slice(first, min(first + rows, part.stop))
+            gap = values[some] if other is None else values[some] - other[some]
+            squares = np.einsum("ij,ij->i", gap, gap).astype(np.float64, copy=False)
+            total += float(squares.sum() if cloud.weights is None else cloud.weights[some] @ squares)
+        return total
+
+    rows = 1 + BLOCK // values.shape[1]
+    total = parallel.sum_groups(part_sum, len(values), 16 * rows)
+    return total / len(values) if cloud.weights is None else total
+
+
+def same_variance(cloud: Cloud) -> bool:
+    """Return whether the reference has the law of the start; its variance is rounded at every step."""
+    return math.isclose(cloud.reference_variance, cloud.start_std**2, rel_tol=1e-12)
+
+
+def _measured_anyway(cloud: Cloud, flow: Flow) -> bool:
+    """Return whether the next step wants sums over this cloud, Gram matrix and all, of which other readings are left.
+
+    What is asked for here first is remembered by the risk. Only explicit steps without an account do without.
+    """
+    return flow.objective.network is not None and (flow.accounts(cloud) or not flow.method.explicit)
+
+
 # Every function below is called with each replicate's cloud. ---------------------------------------------------------
 
 
 @observable("mean loss over the samples")
 def loss(cloud: Cloud, flow: Flow) -> float:
     """Return the objective's value over all data (biased up by O(1/m) for the limit law: see loss_unbiased)."""
+    if _measured_anyway(cloud, flow):
+        flow.objective.network.measure(cloud, flow.train)
     return flow.objective.full.value(cloud)
 
 
@@ -138,19 +184,18 @@ def _defect(cloud: Cloud, flow: Flow) -> tuple[Array, Array]:
 @observable("E|Z|^2 / D", zero="1 at p0")
 def second_moment(cloud: Cloud, flow: Flow) -> float:
     """Return the mean square of a coordinate over the cloud."""
-    return float(cloud.mean(np.einsum("ij,ij->i", cloud.z, cloud.z)) / cloud.dimension)
+    return mean_square(cloud, cloud.z) / cloud.dimension
 
 
 @observable("rms drift sqrt(E|b|^2) of a particle", unit="length / time")
 def drift_rms(cloud: Cloud, flow: Flow) -> float:
-    """Return sqrt(E|b|^2) = (2 alpha / n) sqrt(r' H r), from the tangent where there is one."""
+    """Return sqrt(E|b|^2), which is (2 alpha / n) sqrt(r' H r) where H is formed anyway."""
     objective = flow.objective.full
-    tangent = objective.tangent(cloud, flow.train, flow.decay)
-    if tangent is not None and isinstance(objective, Risk):
-        r, gram, _ = tangent
+    if isinstance(objective, Risk) and _measured_anyway(cloud, flow):
+        r, gram, _ = objective.tangent(cloud, flow.train, flow.decay)
         return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ gram @ r), 0.0))
-    gradient = objective.gradient(cloud)
-    return math.sqrt(float(cloud.mean(np.einsum("ij,ij->i", gradient, gradient))))
+    columns = steps.trained(flow.train) if isinstance(objective, Risk) else slice(None)
+    return math.sqrt(mean_square(cloud, objective.gradient(cloud)[:, columns]))
 
 
 @observable("rms over samples of e_i = E_p[Laplace psi_i - z . grad psi_i]")
@@ -159,21 +204,43 @@ def generator_rms(cloud: Cloud, flow: Flow) -> float:
     risk = network(flow)
     if not steps.smooth(flow.dynamics):
         raise Unavailable(f"e needs a second derivative of h, which {risk.unit.h.name} has not")
-    return float(np.sqrt(np.mean(risk.generator(cloud, flow.train, flow.decay) ** 2)))
+    m = risk.measure(cloud, flow.train, gram=_measured_anyway(cloud, flow))
+    e = m.laplacian - flow.decay * m.pull
+    if risk.centred:
+        e = e - (m.laplacian_reference - flow.decay * m.pull_reference)
+    return float(np.sqrt(np.mean(e**2)))
 
 
 @observable("mean square distance travelled, E|Z_t - Z_0|^2", unit="length^2")
 def travelled(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z_t - Z_0|^2, which is O(1) however little the law moves."""
-    gap = cloud.z - cloud.origin()
-    return float(cloud.mean(np.einsum("ij,ij->i", gap, gap)))
+    return mean_square(cloud, cloud.z, _origin(cloud, flow))
+
+
+def _origin(cloud: Cloud, flow: Flow) -> Array:
+    """Return where the particles started, kept from record to record for the clouds of one run that are not too large.
+
+    To draw a start again costs as much as the noise of a step.
+    """
+    if cloud.start is not None:
+        return cloud.start
+    kept = remembered(flow, "origins", dict)
+    name = (cloud.seed, cloud.z.shape, cloud.z.dtype, cloud.start_std)
+    if kept.get("name") != name:
+        kept.clear()
+        kept["name"] = name
+    if cloud.replicate in kept:
+        return kept[cloud.replicate]
+    origin = cloud.z if cloud.step == 0 else cloud.origin()
+    if len(kept) * origin.nbytes <= LARGEST_ORIGINS:
+        kept[cloud.replicate] = origin
+    return origin
 
 
 @observable("mean square distance to the coupled reference, E|Z - Zbar|^2: an upper bound on W2^2", unit="length^2")
 def coupled_distance(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z - Zbar|^2, as (I5) has it (no rescaling of the Euler schemes' reference)."""
-    gap = cloud.z - coupled(cloud)
-    return float(cloud.mean(np.einsum("ij,ij->i", gap, gap)))
+    return remembered(cloud, "distance", lambda: mean_square(cloud, cloud.z, coupled(cloud)))
 
 
 @observable("defect of identity (I5): measured minus integrated E|Z - Zbar|^2", unit="length^2", zero="rounding error")
@@ -199,12 +266,12 @@ def account_bound(cloud: Cloud, flow: Flow) -> float:
     E|Z|^2 = D s^2 + mean(|Z|^2 - |Zbar|^2) over the trained coordinates, centred on the reference.
     """
     s2, v = cloud.reference_variance, cloud.start_std**2
-    if s2 == v:
+    if same_variance(cloud):
         return cloud.account.kl
     columns = steps.trained(flow.train)
     z, reference = cloud.z[:, columns], coupled(cloud)[:, columns]
     size = z.shape[1]
-    square = size * s2 + float(cloud.mean(np.einsum("ij,ij->i", z, z) - np.einsum("ij,ij->i", reference, reference)))
+    square = size * s2 + mean_square(cloud, z) - mean_square(cloud, reference)
     return cloud.account.kl + 0.5 * (1 / v - 1 / s2) * square - 0.5 * size * math.log(s2 / v)
 
 

@@ -7,6 +7,7 @@ c = -(2 alpha / n) r, and predictions obey df/dt = -kappa H r + alpha lam e, kap
 the documentation), H the NTK Gram matrix, e_i = E_p[Laplace psi_i - z . grad psi_i].
 """
 
+import hashlib
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 
 from meanfield import backends, ntk
 from meanfield.backends import Measurement, Motion, Moved, Particles
-from meanfield.cloud import Cloud
+from meanfield.cloud import Cloud, Kernel
 from meanfield.errors import InputError, did_you_mean
 from meanfield.objectives import Objective, Tangent
 from meanfield.units import Unit
@@ -24,6 +25,9 @@ Array = np.ndarray
 LOSSES = ("square", "logistic")
 # Beyond this alpha and its inverse, squares and fourth powers of it leave double precision.
 SMALLEST_ALPHA = 1e-30
+# A Gram matrix stands for later ones of the same cloud while rms kicks (and lam eta) since add up to at most this, in
+# standard deviations of p0: particles have moved by a hundredth of their spread, and H by about as much of itself.
+HELD = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,33 +210,56 @@ class Risk(Objective):
 
     def generator(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Array:
         """Return e_i = E_p[Laplace psi_i - decay z . grad psi_i], centred where the dynamics are, shape (n,)."""
-        m = self.measure(cloud, train)
+        m = self.measure(cloud, train, gram=False)
         if self.centred:
             return (m.laplacian - m.laplacian_reference) - decay * (m.pull - m.pull_reference)
         return m.laplacian - decay * m.pull
 
     def tangent(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Tangent:
         """Return (r, H, e): residual (n,), NTK Gram matrix of the cloud (n, n), generator (n,)."""
-        measured = self.measure(cloud, train)
-        assert measured.gram is not None
-        return self.residual(self.prediction(cloud, measured)), measured.gram, self.generator(cloud, train, decay)
+        gram = self.gram(cloud, train)
+        return self.residual(self.prediction(cloud)), gram, self.generator(cloud, train, decay)
+
+    def held(self, cloud: Cloud, train: str) -> Kernel | None:
+        """Return the kernel that a cloud carries if it may stand for the cloud's own: see `HELD`."""
+        kernel = cloud.kernel
+        return kernel if kernel is not None and kernel.age <= HELD and kernel.of == self.name(train) else None
+
+    def name(self, train: str) -> str:
+        """Return what tells this risk's Gram matrices from others': inputs, activation and trained layers."""
+        return f"{self._digest}:{self.unit.h.name}:{train}"
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.inputs.tobytes()).hexdigest()[:16]
+
+    def gram(self, cloud: Cloud, train: str = "both") -> Array:
+        """Return H, shape (n, n): what the cloud carries while that may be, otherwise measured."""
+        held = self.held(cloud, train)
+        if held is not None:
+            return held.gram
+        gram = self.measure(cloud, train).gram
+        assert gram is not None
+        return gram
 
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:
-        """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature), remembered with the cloud."""
-        memo = self._memo.setdefault(cloud, {})
-        key = (train, "spectrum", curvature.tobytes())
-        if key not in memo:
-            gram = self.measure(cloud, train).gram
+        """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature), remembered while H lives."""
+        gram = self.gram(cloud, train)
+        found = self._spectra.get(id(gram))
+        if found is None or not np.array_equal(found[1], curvature):
             root = np.sqrt(curvature)
-            assert gram is not None
-            memo[key] = tuple(np.linalg.eigh(root[:, None] * gram * root))
-        return memo[key]
+            spectra, key = self._spectra, id(gram)
+            alive = weakref.ref(gram, lambda _: spectra.pop(key, None))
+            values, vectors = np.linalg.eigh(root[:, None] * gram * root)
+            found = (alive, curvature, (values, vectors))
+            self._spectra[id(gram)] = found
+        return found[2]
 
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
         """Return kappa max(dr/df) lambda_max(H) of the cloud."""
-        gram = self.measure(cloud, train).gram
-        assert gram is not None
-        return self.kappa * float(self.curvature(np.zeros(self.n)).max()) * ntk.largest_eigenvalue(gram)
+        return (
+            self.kappa * float(self.curvature(np.zeros(self.n)).max()) * ntk.largest_eigenvalue(self.gram(cloud, train))
+        )
 
     def stiffness_start(self, cloud: Cloud, train: str = "both") -> float | None:
         """Return kappa max(dr/df) lambda_max(H) at the Gaussian start, None where the start is another."""
@@ -249,6 +276,10 @@ class Risk(Objective):
         if key not in self._start:
             self._start[key] = ntk.gram_gaussian(self.unit.h, self.inputs, std=std, train=train)
         return self._start[key]
+
+    @cached_property
+    def _spectra(self) -> dict:
+        return {}
 
     @cached_property
     def _start(self) -> dict:

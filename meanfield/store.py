@@ -9,20 +9,19 @@ Every file is written under a temporary name, synced and renamed, so a kill leav
 """
 
 import dataclasses
-import io
 import json
 import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from meanfield.account import Account
-from meanfield.cloud import Cloud
+from meanfield.cloud import Cloud, Kernel
 from meanfield.errors import InputError
 
 Array = np.ndarray
@@ -36,10 +35,15 @@ _ARRAYS = ("z", "weights", "reference", "start")
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, sync it, and rename it into place."""
+    write_with(path, lambda handle: handle.write(content))
+
+
+def write_with(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file with a function of its handle, under a temporary name; sync it, and rename it into place."""
     temporary = path.with_name(path.name + WRITING)
     try:
         with open(temporary, "wb") as handle:
-            handle.write(content)
+            write(handle)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -139,6 +143,9 @@ def pack_cloud(cloud: Cloud, prefix: str) -> dict[str, Array]:
             out[f"{prefix}.{name}"] = value
     for entry in dataclasses.fields(Account):
         out[f"{prefix}.account.{entry.name}"] = np.asarray(getattr(cloud.account, entry.name))
+    for name, value in ({} if cloud.kernel is None else cloud.kernel._asdict()).items():
+        if value is not None:
+            out[f"{prefix}.kernel.{name}"] = np.asarray(value)
     return out
 
 
@@ -151,7 +158,11 @@ def unpack_cloud(arrays: dict[str, Array], prefix: str) -> Cloud:
     for entry in dataclasses.fields(Account):
         value = arrays[f"{prefix}.account.{entry.name}"]
         account[entry.name] = value.item() if value.ndim == 0 else value
-    return Cloud(**values, account=Account(**account))
+    kernel = None
+    if f"{prefix}.kernel.gram" in arrays:
+        part = {name: arrays.get(f"{prefix}.kernel.{name}") for name in Kernel._fields}
+        kernel = Kernel(**part | {name: part[name].item() for name in ("age", "of")})  # type: ignore[union-attr]
+    return Cloud(**values, account=Account(**account), kernel=kernel)
 
 
 def pack_clouds(clouds: Sequence[Cloud]) -> dict[str, Array]:
@@ -169,9 +180,7 @@ def unpack_clouds(arrays: dict[str, Array]) -> list[Cloud]:
 
 def write_npz(path: Path, arrays: dict[str, Array]) -> None:
     """Write named arrays to an npz file, atomically."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+    write_with(path, lambda handle: np.savez(handle, **arrays))  # type: ignore[arg-type]
 
 
 def read_npz(path: Path) -> dict[str, Array]:

@@ -124,33 +124,51 @@ def root(estimate: Estimate, factor: float = 1.0, side: int = 1) -> Estimate:
 
 
 def plugin(first: Array, second: Array, iterations: int = 2_000_000) -> float:
-    """Return W2^2 between two samples with equal masses, exactly, by the network simplex of POT [Flamary21].
+    """Return W2^2 between two samples with equal masses, exactly.
+
+    Samples of equal size are assigned to each other by scipy; others need the network simplex of POT [Flamary21].
 
     Parameters
     ----------
     first, second : ndarray, shapes (m, D) and (k, D)
     iterations : int
-        Largest number of pivots.
+        Largest number of pivots of the simplex.
 
     Raises
     ------
     InputError
         If the samples don't share their dimension.
     MeanfieldError
-        If the simplex did not converge, or POT is absent. Cost about O(m^3); a second at m = 2000.
+        If the simplex did not converge, or POT is absent. Cost about O(m^3); half a second at m = 2000.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not len(first) or not len(second):
         raise InputError(f"two samples must have shapes (m, D) and (k, D), got {first.shape} and {second.shape}.")
+    # The distance does not see a common shift, but the rounding of |x|^2 + |y|^2 - 2 x.y does.
+    shift = first.mean(axis=0)
+    first, second = first - shift, second - shift
+    return _assigned(first, second) if len(first) == len(second) else _simplex(first, second, iterations)
+
+
+def _assigned(first: Array, second: Array) -> float:
+    from scipy.optimize import linear_sum_assignment
+
+    cost = (second**2).sum(axis=1) - 2 * first @ second.T
+    # What depends on one side alone does not change the assignment, but it is found sooner without.
+    cost -= cost.min(axis=1)[:, None]
+    cost -= cost.min(axis=0)
+    mine, yours = linear_sum_assignment(cost)
+    return float(((first[mine] - second[yours]) ** 2).sum() / len(first))
+
+
+def _simplex(first: Array, second: Array, iterations: int) -> float:
     try:
         import ot
     except ImportError as error:
-        raise MeanfieldError("plug-in W2 needs POT: pip install POT") from error
-    # The distance does not see a common shift, but the rounding of |x|^2 + |y|^2 - 2 x.y does.
-    shift = first.mean(axis=0)
+        raise MeanfieldError("plug-in W2 of samples of different size needs POT: pip install POT") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it has to say is in the log, and raised below
-        cost = np.asarray(ot.dist(first - shift, second - shift))
+        cost = np.asarray(ot.dist(first, second))
         value, log = ot.emd2(ot.unif(len(first)), ot.unif(len(second)), cost, numItermax=iterations, log=True)
     if log.get("warning"):
         raise MeanfieldError(f"optimal transport did not converge: {log['warning']} Raise `iterations` ({iterations}).")

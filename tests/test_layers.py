@@ -24,7 +24,8 @@ FLOORS = """
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
-    3.3  steps
+    3.3  accounting
+    3.4  steps
     4    flow
     5    observables store
     5.1  bounds increments results

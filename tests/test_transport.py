@@ -170,7 +170,13 @@ def test_plugin_measures_the_sample_size_in_ten_dimensions():
 def test_plugin_says_when_it_did_not_converge():
     a, b = np.random.default_rng(8).standard_normal((2, 60, 3))
     with pytest.raises(MeanfieldError, match="did not converge"):
-        transport.plugin(a, b, iterations=3)
+        transport.plugin(a[1:], b, iterations=3)
+
+
+def test_assignment_and_simplex_agree():
+    """Each particle of one sample taken twice is the same law, but other sizes: those go through the simplex."""
+    a, b = np.random.default_rng(9).standard_normal((2, 50, 4))
+    assert transport.plugin(a, b) == pytest.approx(transport.plugin(np.tile(a, (2, 1)), b), rel=1e-10)
 
 
 GOOD = np.zeros((4, 2))

@@ -1,12 +1,12 @@
 """The measured half of the fused CPU backend: sums over a cloud, and kicks with their account.
 
-A chunk of blocks at a time: a kernel of `passes` makes first-order sums and writes the factors of what costs n^2 a
-particle, single-threaded BLAS multiplies them, and chunks are combined in the dyadic tree of `parallel` as they come.
-Chunks depend on sizes alone, so any number of threads gives the same bits, and psi has the bits of `cpu.predict`.
+The kernels of `passes` work a chunk of blocks at a time, and chunks are combined in the dyadic tree of `parallel` as
+they come. Chunks depend on sizes alone, so any number of threads gives the same bits, and psi has those of `predict`.
+What costs more than first-order sums, a particle:
 
-    Gram matrix     sum_j w_j (u h'_i)(u h'_k) <x_i, x_k> + sum_j w_j h_i h_k       two products A A'
-    covariance      sum_j a_j a_j', a_j = w_j (A psi(Z_j) - A psi(Zbar_j))         one more
-    curvature       q' (G o G) q = |L' q|^2, L of rank <= min(n, d (d + 1) / 2)    one product L' Q
+    Gram matrix   sum_j w_j (u h'_i)(u h'_k) <x_i, x_k> + sum_j w_j h_i h_k         two halves of A A', n^2
+    covariance    sum_j a_j a_j', a_j = w_j (A psi(Z_j) - A psi(Zbar_j))           one more, n^2 / 2
+    curvature     q' (G o G) q = |L' q|^2, L of rank r <= min(n, d (d + 1) / 2)    n r
 
 Signatures and meaning are those of `reference`, which also takes the activations that Numba cannot compile.
 """
@@ -23,14 +23,15 @@ import numpy as np
 from meanfield import parallel
 from meanfield.backends import Measurement, Moved, passes, reference
 from meanfield.backends.fused import BLOCK
+from meanfield.backends.lanes import SAMPLES
 from meanfield.backends.rows import Rows, rows
 from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.units import Activation
 
 Array = np.ndarray
-# A chunk holds at least so many (particle, sample) pairs, so that a kernel and a product of matrices are worth a call,
-# and at least n / 4 particles, so that an n x n product costs more than what becomes of its result.
-CHUNK = 1 << 15
+# A chunk holds at least so many (particle, sample) pairs, so that a kernel is worth a call, and at least n / 4
+# particles, so that an n x n product costs more than what becomes of its result.
+CHUNK = 1 << 16
 # Eigenvalues of G o G and G o G o G below this share of the largest are rounding.
 ROUNDING = 1e-13
 SPARE = 1 << 26  # scratch of more bytes is not kept for the next call
@@ -148,12 +149,12 @@ def measure(
         compiled, inputs, z, _or_none(reference_cloud, z), *_masses(z, weights), train, gram, variance, norms
     )
     first, *matrices = sum_chunks(part_sum, len(z), n)
-    first, norms = first[:, :n], norms[:n]
+    first, norms = first.reshape(passes.ROWS, -1)[:, :n], norms[:n]
     psi, bend, pull, psi_far, bend_far, pull_far, slope_gap, value_gap, mean = first
     covariance = None
     if variance is not None:
         mass_square = 1.0 / len(z) if weights is None else float(weights @ weights)
-        covariance = matrices.pop() - mass_square * np.outer(mean, mean)
+        covariance = _whole(matrices.pop(), n) - mass_square * np.outer(mean, mean)
     zero = np.zeros(n)
     laplacian, laplacian_far = (bend * norms, bend_far * norms) if theta else (zero, zero)
     pull, pull_far = (
@@ -161,7 +162,7 @@ def measure(
         (pull_far if theta else zero) + (psi_far if outer else zero),
     )
     gap = (slope_gap * norms if theta else zero) + (value_gap if outer else zero)
-    h = matrices.pop() if gram else None
+    h = _whole(matrices.pop(), n) if gram else None
     return Measurement(psi.copy(), psi_far.copy(), laplacian, laplacian_far, pull, pull_far, gap, h, covariance)
 
 
@@ -169,120 +170,111 @@ def _part_of_measure(
     compiled: Rows, inputs: Samples, z: Array, far: Array, mass: Array, inverse: Any, train: str, gram: bool,
     variance: float | None, norms: Array,
 ) -> Callable[[slice], tuple]:  # fmt: skip
-    n, padded, dtype = inputs.n, len(inputs.x), z.dtype
-    theta, outer = _trained(train)
-    inner = (inputs.x[:n] @ inputs.x[:n].T).astype(np.float64) if gram and theta else None
-    wanted, rate = (gram, variance is not None), 0.0 if variance is None else 1 / variance
-    rates = np.array([rate if theta else 0, rate if outer else 0], dtype)
-    norms = (norms if theta else np.zeros_like(norms)).astype(dtype)
-    size = chunk_size(n)
-    levels = size.bit_length() + 1
+    padded, dtype, trained = len(inputs.x), z.dtype, _trained(train)
+    second, rate = variance is not None, 0.0 if variance is None else 1 / variance
+    rates = np.array([rate if trained[0] else 0, rate if trained[1] else 0], dtype)
+    scales = ((norms if trained[0] else np.zeros_like(norms)).astype(dtype), rates)
+    gramian = (inputs.x @ inputs.x.T).astype(np.float64) if gram and trained[0] else np.zeros((0, 0))
+    levels = chunk_size(inputs.n).bit_length() + 1
 
     def part_sum(part: slice) -> tuple:
+        # Rows are a vector longer than they need be, so that they don't all begin in the same set of a cache.
         width = (part.stop - part.start) * BLOCK
-        room, more = (padded if gram else 0, width), (padded if variance is not None else 0, width)
-        tree = (levels * passes.ROWS * padded * (8 // dtype.itemsize),)
-        with lent(dtype, room, room, more, tree) as (values, slopes, seconds, raw):
-            first = np.empty(passes.ROWS * padded)
+        shapes = [(padded if wanted else 0, width + 64 // dtype.itemsize) for wanted in (gram, gram, second)]
+        tree, part_of_gram = (levels, passes.ROWS, padded), (padded, padded) if gram and all(trained) else (0, 0)
+        out: tuple = (np.empty(passes.ROWS * padded),)
+        with lent(dtype, *shapes) as spanned, lent(np.dtype(float), tree, part_of_gram) as (tree, more):
             passes.measure(
-                inputs.x, z, far, mass, inverse, part.start, part.stop, compiled.jet, wanted, norms, rates,
-                (values, slopes, seconds), raw.view(np.float64).reshape(levels, passes.ROWS, padded), first,
+                inputs.x, z, far, mass, inverse, part.start, part.stop, compiled.jet, (gram, second), scales,
+                tuple(spanned), tree, out[0],
             )  # fmt: skip
-            out: tuple = (first.reshape(passes.ROWS, padded),)
             if gram:
-                out += (_gram(slopes[:n], values[:n], inner, outer),)
-            if variance is not None:
-                out += (_square(seconds[:n]),)
+                out += (np.empty((padded, padded)),)
+                passes.gram(spanned[0], spanned[1], width, gramian, trained, out[-1], more)
+            if second:
+                out += (np.zeros((padded, padded)),)
+                passes.multiply(spanned[2], width, out[-1])
         return out
 
     return part_sum
 
 
-def _square(a: Array) -> Array:
-    """Return A A' in float64."""
-    return (a @ a.T).astype(np.float64, copy=False)
-
-
-def _gram(slopes: Array, values: Array, inner: Array | None, outer: bool) -> Array:
-    """Return the Gram matrix of a chunk over the trained coordinates; `inner` is X X', None where theta is frozen."""
-    if inner is None:
-        return _square(values)
-    total = _square(slopes)
-    total *= inner
-    if outer:
-        total += values @ values.T
-    return total
+def _whole(upper: Array, n: int) -> Array:
+    """Return a symmetric matrix from what is on and above the diagonal."""
+    upper = np.triu(upper[:n, :n])
+    return upper + np.triu(upper, 1).T
 
 
 @functools.lru_cache(maxsize=8)
-def _factor(raw: bytes, n: int, power: int, dtype: np.dtype) -> Array:
-    """Return L' (r + 1, n) with L L' = (X X')^power entry by entry, and |x_i|^2 in its last row."""
+def _factor(raw: bytes, n: int, power: int) -> Array:
     x = np.frombuffer(raw, np.float64).reshape(n, -1)
-    inner = x @ x.T
-    values, vectors = np.linalg.eigh(inner**power)
+    values, vectors = np.linalg.eigh((x @ x.T) ** power)
     kept = values > ROUNDING * values[-1]
-    factor = np.vstack([(vectors[:, kept] * np.sqrt(values[kept])).T, np.diag(inner)])
-    return np.ascontiguousarray(factor, dtype)
+    return np.ascontiguousarray((vectors[:, kept] * np.sqrt(values[kept])).T)
 
 
-def factor(x: Array, power: int, dtype: np.dtype) -> Array:
-    """Return `_factor` of inputs, remembered by their bytes: O(n^3) once."""
-    return _factor(np.ascontiguousarray(x, np.float64).tobytes(), len(x), power, dtype)
+def factor(x: Array, power: int) -> Array:
+    """Return L' (r, n) with L L' = (X X')^power entry by entry, remembered by the bytes of x: O(n^3) once."""
+    return _factor(np.ascontiguousarray(x, np.float64).tobytes(), len(x), power)
 
 
 class Kick:
-    """What a kick's chunks share: inputs and coefficients for the kernels, the cloud, and which coordinates move."""
+    """What the chunks of a kick share: inputs, coefficients and clouds for the kernels, and which coordinates move."""
 
-    def __init__(self, compiled: Rows, x: Array, z: Array, weights: Array | None, c: Array, train: str) -> None:
-        self.compiled, self.inputs, self.z = compiled, samples(x, z.dtype), z
-        self.x, self.m, self.dtype = self.inputs.x, len(z), z.dtype
+    def __init__(self, activation: Activation, x: Array, z: Array, weights: Array | None, c: Array, train: str) -> None:
+        compiled = rows(activation, z.dtype)
+        assert compiled is not None
+        self.compiled, self.inputs, self.z = compiled, samples(x, z.dtype), np.ascontiguousarray(z)
+        self.n, self.x, self.dtype = self.inputs.n, self.inputs.x, z.dtype
         self.c = self.inputs.pad(c)
-        self.cx = self.c[:, None] * self.x
-        self.masses = _masses(z, weights)
-        self.train, self.original = _trained(train), x
+        self.field = (self.x, self.c[:, None] * self.x, self.c)
+        self.masses, self.train, self.original = _masses(z, weights), _trained(train), x
 
-    def rows(self, part: slice) -> tuple[tuple[int, ...], ...]:
-        """Return the shapes of gt, gu and u of a chunk."""
-        blocks = part.stop - part.start
-        return (blocks, self.x.shape[1], BLOCK), (blocks, BLOCK), (blocks, BLOCK)
+    def left(self, power: int) -> Array:
+        """Return `factor` times c, padded with zeros; no rows where theta is frozen."""
+        if not self.train[0]:
+            return np.empty((0, len(self.x)), self.dtype)
+        whole = factor(self.original, power)
+        out = np.zeros((-(-len(whole) // SAMPLES) * SAMPLES, len(self.x)), self.dtype)
+        out[: len(whole), : self.n] = whole * self.c[: self.n]
+        return out
 
-    def fields(self, points: Array, start: int, part: slice, into: tuple, q2: Array, q3: Array) -> None:
-        """Find the field at points from row `start` on, and c h'', c h''' where q2, q3 have room."""
-        passes.fields(
-            self.x, self.cx, self.c, points, part.start, part.stop, start, self.compiled.jet, self.compiled.pair, into,
-            q2, q3,
-        )  # fmt: skip
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The shape of h and its three derivatives of a block."""
+        return 4, len(self.x), BLOCK
 
-    def displace(self, part: slice, into: tuple, eps: float, target: Array, start: int) -> None:
-        """Write z + eps b into `target` from row `start` on."""
-        passes.displace(self.z, into, part.start, part.stop, self.dtype.type(eps), self.train, target, start)
-
-    def along(self, part: slice, far: Array, points: Array, into: tuple, rest: Array) -> tuple:
-        """Return what the account wants of a chunk, as one array of shape (4, n)."""
-        out = np.zeros((4, len(self.x)))
-        passes.along(
-            self.z, far, points, self.x, *self.masses, part.start, part.stop, part.start * BLOCK, self.compiled.jet,
-            into, rest, self.train, out,
-        )  # fmt: skip
-        return (out,)
-
-    def moved(self, z: Array, sums: Array) -> Moved:
-        """Return the record of a kick from the sums of `along`."""
-        speed, pull, rest = sums[3, :3]
-        push, push2, push3 = (row[: self.inputs.n].copy() for row in sums[:3])
-        return Moved(z, float(speed), float(pull), float(rest), push, push2, push3)
-
-    def shift(self, at: Array, eps: float) -> Array:
-        """Return z + eps b(at)."""
-        out, none = np.empty_like(self.z), np.empty((0, 0), self.dtype)
+    def shift(self, points: Array, eps: float, half: float) -> Moved:
+        """Return z + eps b(points), or with `half` not zero z + eps b(points + half b(points))."""
+        out = np.empty_like(self.z)
+        lengths = (self.dtype.type(eps), self.dtype.type(half))
 
         def group(part: slice) -> None:
-            with lent(self.dtype, *self.rows(part)) as into:
-                self.fields(at, part.start * BLOCK, part, tuple(into), none, none)
-                self.displace(part, tuple(into), eps, out, part.start * BLOCK)
+            passes.shift(
+                *self.field, (self.z, points, out), part.start, part.stop, self.compiled.pair, lengths, self.train
+            )
 
-        parallel.each_group(group, blocks_of(self.m), chunk_size(self.inputs.n))
-        return out
+        parallel.each_group(group, blocks_of(len(self.z)), chunk_size(self.n))
+        return Moved(out)
+
+    def moved(self, kernel: Any, points: Array, far: Array | None, length: Any, *more: Array) -> Moved:
+        """Return the kick of a kernel of `passes` with its account; `more` is added to its scratch."""
+        out, left, wide = np.empty_like(self.z), self.left(2), len(self.x)
+        clouds = (self.z, points, _or_none(far, self.z), out)
+        blocks = 2 if more else 1
+
+        def part_sum(part: slice) -> tuple:
+            sums = np.zeros((passes.PUSHES + 1, wide))
+            with lent(self.dtype, *[self.kept] * blocks) as kept, lent(sums.dtype, (passes.PUSHES, wide)) as (push,):
+                kernel(
+                    *self.field, left, clouds, *self.masses, part.start, part.stop, self.compiled.jet, length,
+                    self.train, (*(tuple(k) for k in kept), push, *more), sums,
+                )  # fmt: skip
+            return (sums,)
+
+        (sums,) = sum_chunks(part_sum, len(self.z), self.n)
+        speed, pull, rest = (float(v) for v in sums[passes.PUSHES, :3])
+        return Moved(out, speed, pull, rest, *(row[: self.n].copy() for row in sums[: passes.PUSHES]))
 
 
 @parallel.serial_blas
@@ -300,38 +292,13 @@ def kick(
     at: Array | None = None,
 ) -> Moved:
     """Return T(z) = z + eps b(z) and the means that the account wants; see `reference.kick`."""
-    compiled = rows(activation, z.dtype)
-    if compiled is None:
-        return reference.kick(
-            activation, x, z, reference_cloud, weights, c, eps, train, account=account, at=at
-        )
-    made = Kick(compiled, x, np.ascontiguousarray(z), weights, c, train)
+    if rows(activation, z.dtype) is None:
+        return reference.kick(activation, x, z, reference_cloud, weights, c, eps, train, account=account, at=at)
+    made = Kick(activation, x, z, weights, c, train)
     points = made.z if at is None else np.ascontiguousarray(at, z.dtype)
     if not account:
-        return Moved(made.shift(points, eps))
-    far, out = _or_none(reference_cloud, z), np.empty_like(made.z)
-    left = factor(x, 2, z.dtype)[:-1] if made.train[0] else np.empty((0, made.inputs.n), z.dtype)
-
-    def part_sum(part: slice) -> tuple:
-        into, width = made.rows(part), (part.stop - part.start) * BLOCK
-        room = (len(made.x) if made.train[0] else 0, width)
-        with lent(z.dtype, *into, room, (len(left), width), (width,), (width,)) as (gt, gu, u, q, p, bend, rest):
-            own = gt, gu, u
-            made.fields(points, part.start * BLOCK, part, own, q, q[:0])
-            _bends(left, q, p, bend)
-            passes.remainders(own, bend, float(eps), made.train, rest)
-            made.displace(part, own, eps, out, part.start * BLOCK)
-            return made.along(part, far, points, own, rest)
-
-    (sums,) = sum_chunks(part_sum, made.m, made.inputs.n)
-    return made.moved(out, sums)
-
-
-def _bends(left: Array, q: Array, p: Array, bend: Array, count: int | None = None) -> None:
-    """Set p = L' q and `bend` to the sums of squares of its first rows (all, if `count` is None)."""
-    if len(left):
-        np.matmul(left, q[: left.shape[1]], out=p)
-    passes.squares(p, len(left) if count is None else count, bend)
+        return made.shift(points, eps, 0.0)
+    return made.moved(passes.kick, points, reference_cloud, float(eps))
 
 
 @parallel.serial_blas
@@ -349,40 +316,15 @@ def midpoint_kick(
     variance: float = 1.0,
 ) -> Moved:
     """Return the midpoint map z + eps b(z + eps b(z) / 2) and the means that the account wants; see `reference`."""
-    compiled = rows(activation, z.dtype)
-    if compiled is None:
+    if rows(activation, z.dtype) is None:
         return reference.midpoint_kick(
             activation, x, z, reference_cloud, weights, c, eps, train, account=account, variance=variance
         )
-    made, half = Kick(compiled, x, np.ascontiguousarray(z), weights, c, train), 0.5 * float(eps)
+    made = Kick(activation, x, z, weights, c, train)
     if not account:
-        return Moved(made.shift(made.shift(made.z, half), eps))
-    far, out = _or_none(reference_cloud, z), np.empty_like(made.z)
-    theta = made.train[0]
-    left = factor(x, 2, z.dtype) if theta else np.zeros((1, made.inputs.n), z.dtype)
-
-    def part_sum(part: slice) -> tuple:
-        shapes, width = made.rows(part), (part.stop - part.start) * BLOCK
-        room, product = (len(made.x) if theta else 0, width), (len(left), width)
-        middle = (width, z.shape[1])
-        with lent(z.dtype, *shapes, *shapes, room, product, product, (3, width), middle) as scratch:
-            near, far_on, (q, pa, pb, bends, points) = tuple(scratch[:3]), tuple(scratch[3:6]), scratch[6:]
-            made.fields(made.z, part.start * BLOCK, part, near, q, q[:0])
-            if theta:
-                _bends(left, q, pb, bends[1], len(left) - 1)
-            points[-BLOCK:] = 0  # the last block may have fewer particles
-            made.displace(part, near, half, points, 0)
-            made.fields(points, 0, part, far_on, q, q[:0])
-            if theta:
-                _bends(left, q, pa, bends[0], len(left) - 1)
-            passes.midpoint_remainders(
-                near, far_on, pa, pb, bends, made.z, part.start, float(eps), float(variance), made.train, bends[2]
-            )
-            made.displace(part, far_on, eps, out, part.start * BLOCK)
-            return made.along(part, far, made.z, far_on, bends[2])
-
-    (sums,) = sum_chunks(part_sum, made.m, made.inputs.n)
-    return made.moved(out, sums)
+        return made.shift(made.z, eps, 0.5 * float(eps))
+    traces = made.c * np.einsum("ij,ij->i", made.x, made.x)
+    return made.moved(passes.midpoint, made.z, reference_cloud, (float(eps), float(variance)), traces)
 
 
 @parallel.serial_blas
@@ -390,24 +332,19 @@ def roughness(
     activation: Activation, x: Array, z: Array, weights: Array | None, c: Array, train: str = "both"
 ) -> tuple[float, float, float]:
     """Return the means of |grad phi|^2, |grad^2 phi|^2 and |grad^3 phi|^2, phi = sum_i c_i psi_i; see `reference`."""
-    compiled = rows(activation, z.dtype)
-    if compiled is None:
+    if rows(activation, z.dtype) is None:
         return reference.roughness(activation, x, z, weights, c, train)
-    made = Kick(compiled, x, np.ascontiguousarray(z), weights, c, train)
-    theta = made.train[0]
-    none = np.empty((0, made.inputs.n), z.dtype)
-    left2, left3 = (factor(x, 2, z.dtype)[:-1], factor(x, 3, z.dtype)[:-1]) if theta else (none, none)
+    made = Kick(activation, x, z, weights, c, train)
+    lefts = (made.left(2), made.left(3))
 
     def part_sum(part: slice) -> tuple:
-        width = (part.stop - part.start) * BLOCK
-        room, product = (len(made.x) if theta else 0, width), (max(len(left2), len(left3)), width)
-        with lent(z.dtype, *made.rows(part), room, room, product, (2, width)) as (gt, gu, u, q2, q3, p, bends):
-            made.fields(made.z, part.start * BLOCK, part, (gt, gu, u), q2, q3)
-            _bends(left2, q2, p[: len(left2)], bends[0])
-            _bends(left3, q3, p[: len(left3)], bends[1])
-            out = np.zeros(3)
-            passes.rough((gt, gu, u), bends[0], bends[1], *made.masses, part.start, made.m, made.train, out)
+        out = np.zeros((2, 3))
+        with lent(z.dtype, made.kept) as (kept,):
+            passes.rough(
+                *made.field, lefts, made.z, *made.masses, part.start, part.stop, made.compiled.jet, made.train,
+                tuple(kept), out,
+            )  # fmt: skip
         return (out,)
 
-    (sums,) = sum_chunks(part_sum, made.m, made.inputs.n)
-    return float(sums[0]), float(sums[1]), float(sums[2])
+    (sums,) = sum_chunks(part_sum, len(z), made.n)
+    return float(sums[0, 0]), float(sums[0, 2]), float(sums[1, 0])
