@@ -214,7 +214,7 @@ def test_configurations_that_are_none(content, words, there, capsys) -> None:
 
 def test_options_that_make_no_sense(there, capsys) -> None:
     assert "threads must be at least 1, got 0" in refused(capsys, "--threads", "0")
-    assert "no backend is called 'nunpy'; there are: auto, numpy. Did you mean 'numpy'?" in refused(
+    assert "no backend is called 'nunpy'; there are: auto, numpy, cpu, keops, cuda. Did you mean 'numpy'?" in refused(
         capsys, "--backend", "nunpy"
     )
 
