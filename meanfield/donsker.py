@@ -99,7 +99,7 @@ def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 
     if min(len(pair.z) for pair in pairs) < GROUPS:
         raise InputError(f"a cloud needs at least {GROUPS} particles to be fitted on one part and measured on another.")
     several = [(r, mass, part) for r, pair in enumerate(pairs) for mass, part in parts(pair, GROUPS)]
-    groups = each(lambda one: _group(*one, features), several)
+    groups: list[Group] = each(lambda one: _group(one[0], one[1], one[2], features), several)
     folds, tables = halves(g.replicate for g in groups), _split(features.values)
 
     def crossed(fold: int) -> tuple[list[tuple[int, float, float]], float]:

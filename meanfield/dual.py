@@ -89,10 +89,9 @@ class Potential:
 
     def resized(self, size: float, limit: float) -> "Potential":
         """Return the potential for size * g, its clip U chosen such that U M is at most `limit`."""
-        return dataclasses.replace(
-            self, linear=size * self.linear, coefficients=size * self.coefficients, clip=_clip(size * self.curvature, limit),
-            curvature=size * self.curvature, third=size * self.third, slope=size * self.slope,
-        )  # fmt: skip
+        names = ("linear", "coefficients", "curvature", "third", "slope")
+        scaled = {name: size * getattr(self, name) for name in names}
+        return dataclasses.replace(self, clip=_clip(scaled["curvature"], limit), **scaled)
 
     def value(self, theta: Array) -> Array:
         """Return g(theta), shape (m,)."""

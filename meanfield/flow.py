@@ -17,6 +17,7 @@ from meanfield import parallel, steps
 from meanfield.account import injective_height
 from meanfield.cloud import Cloud, Gaussian
 from meanfield.errors import InputError, did_you_mean
+from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
 from meanfield.schemes import SCHEMES, Scheme
 from meanfield.steps import Dynamics
@@ -133,6 +134,17 @@ class Flow:
         `home` brings it back.
         """
         return self._step(cloud, eta, donated=True)
+
+    def prepare(self, cloud: Cloud) -> None:
+        """Measure what the next step will ask of a cloud; observables that come before it find it measured."""
+        risk = self.objective.network
+        if risk is None or isinstance(self.objective, Minibatch):
+            return
+        with parallel.single_threaded_blas():
+            if not self.method.explicit:
+                self.objective.tangent(cloud, self.train, self.decay)
+            elif self.accounts(cloud):
+                risk.measure(cloud, self.train, gram=False)
 
     def home(self, cloud: Cloud) -> Cloud:
         """Return the cloud with numpy arrays, wherever `advance` left it."""

@@ -264,6 +264,9 @@ class _Loop:
         meter = progress.meter(self.plan.end, quiet=self.keeping.quiet)
         try:
             if not state.recorder.columns:
+                with state.timed("steps"), self.checked_numbers(False):
+                    for cloud in state.clouds:
+                        self.flow.prepare(cloud)
                 self.record(state.clouds, -math.inf)
             while state.time < self.plan.end:
                 if caught:
@@ -284,7 +287,7 @@ class _Loop:
         eta, stop = self.plan.length(flow.propose(clouds), flow.eta == AUTO, clouds[0].time, clouds[0].step)
         self.given_up = self.gives_up(clouds[0])
         moved = [(flow.advance if self.given_up else flow.step)(cloud, eta) for cloud in clouds]
-        return moved if stop is None else [self._landed(cloud, stop) for cloud in moved]
+        return [self._landed(cloud, stop) for cloud in moved]
 
     def gives_up(self, cloud: Cloud) -> bool:
         """Return whether steps may write over the clouds: the start is the caller's, small clouds are not worth it."""
@@ -294,12 +297,11 @@ class _Loop:
         ours = cloud.z is not self.start.z and cloud.z is not self.start.reference
         return ours and self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
 
-    def _landed(self, cloud: Cloud, stop: float) -> Cloud:
-        if cloud.time == stop:
-            return cloud
-        exact = cloud.replace(time=stop)
-        if self.flow.objective.network is not None:
+    def _landed(self, cloud: Cloud, stop: float | None) -> Cloud:
+        exact = cloud if stop in (None, cloud.time) else cloud.replace(time=stop)
+        if self.flow.objective.network is not None and exact is not cloud:
             self.flow.objective.network.remember(exact, cloud)
+        self.flow.prepare(exact)
         return exact
 
     @contextlib.contextmanager
@@ -317,8 +319,7 @@ class _Loop:
 
     def last_loss(self) -> float:
         """Return the last recorded loss, or NaN."""
-        values = self.state.recorder.columns.get("loss")
-        return float(np.mean(values[-1])) if values else float("nan")
+        return float(np.mean(self.state.recorder.columns.get("loss", [np.nan])[-1]))
 
     def close(self, status: str, message: str) -> Run:
         """Save what there is and return it."""

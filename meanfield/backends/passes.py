@@ -47,9 +47,11 @@ def measure(x, z, far, weights, inverse, first, last, jet, wanted, scales, spann
     n, d = x.shape
     tt, tf = np.empty((d, BLOCK), z.dtype), np.empty((d, BLOCK), z.dtype)
     numbers = np.zeros((8, BLOCK), z.dtype)
-    u, v, uf, vf, mass, square, root, root_u = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]
+    u, v, uf, vf = numbers[0], numbers[1], numbers[2], numbers[3]
+    mass, square, root, root_u = numbers[4], numbers[5], numbers[6], numbers[7]
     rows = np.zeros((9, SAMPLES, BLOCK), z.dtype)
-    w, h, h1, h2, h3, wf, f, f1, f2 = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7], rows[8]
+    w, h, h1, h2, h3 = rows[0], rows[1], rows[2], rows[3], rows[4]
+    wf, f, f1, f2 = rows[5], rows[6], rows[7], rows[8]
     (values, slopes, seconds), (norms, rates), (gram, second) = spanned, scales, wanted
     flat = tree.reshape((tree.shape[0], ROWS * n))
     flat[0] = 0
@@ -83,26 +85,28 @@ def measure(x, z, far, weights, inverse, first, last, jet, wanted, scales, spann
 
 
 @compiled
-def gram(values, slopes, width, gramian, train, total, part):
-    """Set `total` to the group's part of the Gram matrix, on and above the diagonal; `gramian` is X X'.
+def gram(values, slopes, width, train, total, more):
+    """Add the products of rows of the Gram matrix, on and above the diagonal: u h' to total, h to more.
 
-    `part` is scratch of its shape where both coordinates are trained.
+    Without theta those of h go to total.
     """
     theta, outer = train
-    total[:] = 0
     if theta:
         multiply(slopes, width, total)
-        for i in range(gramian.shape[0]):
-            for k in range(i, gramian.shape[0]):
-                total[i, k] *= gramian[i, k]
-    if outer and not theta:
+        if outer:
+            multiply(values, width, more)
+    else:
         multiply(values, width, total)
-    elif outer:
-        part[:] = 0
-        multiply(values, width, part)
-        for i in range(total.shape[0]):
-            for k in range(total.shape[0]):
-                total[i, k] += part[i, k]
+
+
+@compiled
+def hadamard(total, gramian, more):
+    """Multiply `total` by X X' entry by entry, on and above the diagonal, and add `more` if it has room."""
+    for i in range(total.shape[0]):
+        for k in range(i, total.shape[0]):
+            total[i, k] *= gramian[i, k]
+            if more.shape[1]:
+                total[i, k] += more[i, k]
 
 
 @compiled
@@ -297,9 +301,11 @@ def midpoint(x, cx, c, left, clouds, weights, inverse, first, last, jet, lengths
     """
     d, (z, _, far, target), (kept, kept_mid, part, factors) = x.shape[1], clouds, scratch
     matrices = np.empty((7, d, BLOCK), z.dtype)
-    tt, gt, bt, tm, gm, bm, tz = matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5], matrices[6]
+    tt, gt, bt, tm = matrices[0], matrices[1], matrices[2], matrices[3]
+    gm, bm, tz = matrices[4], matrices[5], matrices[6]
     numbers = np.empty((9, BLOCK), z.dtype)
-    u, gu, bu, um, um_field, bum, mass, own, tilt = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
+    u, gu, bu, um, um_field = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    bum, mass, own, tilt = numbers[5], numbers[6], numbers[7], numbers[8]
     rows = np.empty((2, SAMPLES, BLOCK), z.dtype)
     w, way = rows[0], rows[1]
     bends, traces, rest = np.zeros((3, BLOCK), z.dtype), np.zeros((2, BLOCK), z.dtype), np.empty(BLOCK)

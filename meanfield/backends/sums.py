@@ -29,9 +29,10 @@ from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.units import Activation
 
 Array = np.ndarray
-# A chunk holds at least so many (particle, sample) pairs, so that a kernel is worth a call, and at least n / 4
-# particles, so that an n x n product costs more than what becomes of its result.
-CHUNK = 1 << 16
+# A strip, what a kernel of `measure` works at a time, holds at least so many (particle, sample) pairs and so many
+# particles. A chunk, what threads take, is at least n particles, so that an n x n product costs more than what becomes
+# of its result.
+STRIP, NARROW = 1 << 16, 256
 # Eigenvalues of G o G and G o G o G below this share of the largest are rounding.
 ROUNDING = 1e-13
 SPARE = 1 << 26  # scratch of more bytes is not kept for the next call
@@ -97,10 +98,18 @@ def _plus(a: tuple, b: tuple) -> tuple:
     return a
 
 
-def chunk_size(n: int) -> int:
-    """Return the number of blocks in a chunk, a power of two that depends on n alone."""
+def strip_size(n: int) -> int:
+    """Return the number of blocks that a kernel works at a time, a power of two that depends on n alone."""
     size = 1
-    while size * BLOCK * n < CHUNK or size * BLOCK * 4 < n:
+    while size * BLOCK * n < STRIP or size * BLOCK < NARROW:
+        size *= 2
+    return size
+
+
+def chunk_size(n: int) -> int:
+    """Return the number of blocks in a chunk, a power of two of strips that depends on n alone."""
+    size = strip_size(n)
+    while size * BLOCK < n:
         size *= 2
     return size
 
@@ -149,7 +158,7 @@ def measure(
         compiled, inputs, z, _or_none(reference_cloud, z), *_masses(z, weights), train, gram, variance, norms
     )
     first, *matrices = sum_chunks(part_sum, len(z), n)
-    first, norms = first.reshape(passes.ROWS, -1)[:, :n], norms[:n]
+    first, norms = first[:, :n], norms[:n]
     psi, bend, pull, psi_far, bend_far, pull_far, slope_gap, value_gap, mean = first
     covariance = None
     if variance is not None:
@@ -175,26 +184,31 @@ def _part_of_measure(
     rates = np.array([rate if trained[0] else 0, rate if trained[1] else 0], dtype)
     scales = ((norms if trained[0] else np.zeros_like(norms)).astype(dtype), rates)
     gramian = (inputs.x @ inputs.x.T).astype(np.float64) if gram and trained[0] else np.zeros((0, 0))
-    levels = chunk_size(inputs.n).bit_length() + 1
+    strip = strip_size(inputs.n)
+    square, half = (padded, padded), (padded, padded if all(trained) else 0)
+    levels = strip.bit_length() + 1
 
     def part_sum(part: slice) -> tuple:
         # Rows are a vector longer than they need be, so that they don't all begin in the same set of a cache.
-        width = (part.stop - part.start) * BLOCK
-        shapes = [(padded if wanted else 0, width + 64 // dtype.itemsize) for wanted in (gram, gram, second)]
-        tree, part_of_gram = (levels, passes.ROWS, padded), (padded, padded) if gram and all(trained) else (0, 0)
-        out: tuple = (np.empty(passes.ROWS * padded),)
-        with lent(dtype, *shapes) as spanned, lent(np.dtype(float), tree, part_of_gram) as (tree, more):
-            passes.measure(
-                inputs.x, z, far, mass, inverse, part.start, part.stop, compiled.jet, (gram, second), scales,
-                tuple(spanned), tree, out[0],
-            )  # fmt: skip
-            if gram:
-                out += (np.empty((padded, padded)),)
-                passes.gram(spanned[0], spanned[1], width, gramian, trained, out[-1], more)
-            if second:
-                out += (np.zeros((padded, padded)),)
-                passes.multiply(spanned[2], width, out[-1])
-        return out
+        width = min(strip, part.stop - part.start) * BLOCK + 64 // dtype.itemsize
+        sums, out = parallel.DyadicSum(), [np.zeros(square) for wanted in (gram, second) if wanted]
+        shapes = [(padded if wanted else 0, width) for wanted in (gram, gram, second)]
+        more = np.zeros(half if gram else (0, 0))
+        with lent(dtype, *shapes) as spanned, lent(np.dtype(float), (levels, passes.ROWS, padded)) as (tree,):
+            for first in range(part.start, part.stop, strip):
+                last, made = min(first + strip, part.stop), np.empty(passes.ROWS * padded)
+                passes.measure(
+                    inputs.x, z, far, mass, inverse, first, last, compiled.jet, (gram, second), scales,
+                    tuple(spanned), tree, made,
+                )  # fmt: skip
+                sums.add(made)
+                if gram:
+                    passes.gram(spanned[0], spanned[1], (last - first) * BLOCK, trained, out[0], more)
+                if second:
+                    passes.multiply(spanned[2], (last - first) * BLOCK, out[-1])
+        if gram and trained[0]:
+            passes.hadamard(out[0], gramian, more)
+        return (sums.total().reshape(passes.ROWS, padded), *out)
 
     return part_sum
 

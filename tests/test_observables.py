@@ -1,0 +1,107 @@
+"""The cheap observables: by another route, without the matrices that an explicit step does not need, drawn once."""
+
+import math
+
+import numpy as np
+import pytest
+import small
+
+from meanfield import canvas, entropy, moments, observables
+from meanfield.cloud import Cloud
+from meanfield.observables import OBSERVABLES, mean_square
+from meanfield.risk import Risk
+
+
+def moved(flow, steps=3, **options):
+    cloud = small.cloud(flow, **options)
+    for _ in range(steps):
+        cloud = flow.step(cloud)
+    return cloud
+
+
+def read(name, cloud, flow):
+    return OBSERVABLES[name].function(cloud, flow)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mean_squares_are_those_of_numpy(monkeypatch, dtype, weighted):
+    """Of 700 particles in several blocks, each of several pieces."""
+    monkeypatch.setattr(observables, "BLOCK", 64)
+    flow = small.flow()
+    weights = np.linspace(1.0, 3.0, 700) if weighted else None
+    cloud = moved(flow, m=700, dtype=dtype, weights=weights)
+    z, reference = cloud.z.astype(np.float64), cloud.reference.astype(np.float64)
+    mass = np.full(700, 1 / 700) if cloud.weights is None else cloud.weights
+    rel = 1e-12 if dtype == "float64" else 1e-5
+    assert mean_square(cloud, cloud.z) == pytest.approx(mass @ (z**2).sum(axis=1), rel=rel)
+    expected = mass @ ((z - reference) ** 2).sum(axis=1)
+    assert mean_square(cloud, cloud.z, cloud.reference) == pytest.approx(expected, rel=max(rel, 1e-12))
+
+
+@pytest.mark.parametrize("train", ["both", "u", "theta"])
+def test_without_an_account_nothing_quadratic_in_the_samples_is_formed(monkeypatch, train):
+    """Drift and generator of an explicit flow come from single passes and agree with those of the Gram matrix."""
+    bare, kept = (small.flow("euler", 0.01, train=train, account=account) for account in (False, True))
+    cloud = moved(bare, m=300)
+    expected = {name: read(name, cloud, kept) for name in ("loss", "drift_rms", "generator_rms")}
+    measure = Risk.measure
+
+    def refusing(self, *arguments, gram=True, **options):
+        assert not gram
+        return measure(self, *arguments, gram=gram, **options)
+
+    monkeypatch.setattr(Risk, "measure", refusing)
+    for name, value in expected.items():
+        assert read(name, cloud, bare) == pytest.approx(value, rel=1e-10)
+
+
+def test_starts_are_drawn_once_a_run_and_again_where_they_are_too_large(monkeypatch):
+    flow, draws = small.flow(), []
+    origin = Cloud.origin
+    monkeypatch.setattr(Cloud, "origin", lambda self: draws.append(self.replicate) or origin(self))
+    replicates = [moved(flow, replicate=r) for r in (0, 1)]
+    found = [[read("travelled", cloud, flow) for cloud in replicates] for _ in range(3)]
+    assert draws == [0, 1] and found[0] == found[1] == found[2] and found[0][0] != found[0][1]
+    expected = ((replicates[1].z - origin(replicates[1])) ** 2).sum(axis=1).mean()
+    assert found[0][1] == pytest.approx(expected, rel=1e-12)
+    other = moved(flow, seed=5)
+    assert read("travelled", other, flow) == pytest.approx(((other.z - origin(other)) ** 2).sum(1).mean(), rel=1e-12)
+    monkeypatch.setattr(observables, "LARGEST_ORIGINS", 0)
+    fresh = small.flow()
+    assert [read("travelled", replicates[1], fresh) for _ in range(2)] == [found[0][1]] * 2
+    assert draws == [0, 1, 0, 1, 1]
+
+
+def test_a_start_is_the_first_record_itself():
+    flow = small.flow()
+    cloud = small.cloud(flow)
+    assert read("travelled", cloud, flow) == 0.0
+    later = flow.step(cloud)
+    assert read("travelled", later, flow) == pytest.approx(((later.z - cloud.z) ** 2).sum(axis=1).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("columns", "k"), [(40, 3), (700, 5), (2048, 1), (64, 1), (65, 2)])
+def test_the_kth_smallest_is_that_of_a_partition(columns, k):
+    rows = np.random.default_rng(columns).standard_normal((37, columns)).round(1)  # with ties
+    rows[3] = 0.0
+    np.testing.assert_array_equal(entropy._kth_smallest(rows, k), np.partition(rows, k, axis=1)[:, k])
+
+
+def test_each_keeps_the_order_and_passes_errors_on():
+    assert moments.each(lambda k: k * k, range(7)) == [k * k for k in range(7)]
+    with pytest.raises(ZeroDivisionError):
+        moments.each(lambda k: 1 // k, [2, 1, 0])
+
+
+def test_embedded_fonts_are_lean_and_whole(tmp_path):
+    """Subsets of TrueType, as journals ask; the list of tables that others see is as before."""
+    from fontTools.subset import Options
+
+    before = list(Options().drop_tables)
+    figure, (ax,) = canvas.sheet()
+    ax.set_title("W₂(pₜ, p₀) and α first")
+    ax.plot([0, 1], [0, math.pi])
+    pdf = canvas.save(figure, tmp_path / "one")[1].read_bytes()
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf and b"+DejaVuSans" in pdf
+    assert Options().drop_tables == before
