@@ -99,9 +99,9 @@ def _gaps(
 
     def formula() -> None:
         mass = sweep.column(square)
-        # Both products are rounded, so that equal particles differ by nothing.
-        slope = builder.fmul(sweep.column(u), sweep.row(h1))
-        slope = builder.fsub(slope, builder.fmul(sweep.column(ufar), sweep.row(far1)))
+        # Products of differences, so that equal particles differ by nothing.
+        slope = builder.fmul(builder.fsub(sweep.column(u), sweep.column(ufar)), sweep.row(h1))
+        slope = code.fma(sweep.column(ufar), builder.fsub(sweep.row(h1), sweep.row(far1)), slope)
         value = builder.fsub(sweep.row(h), sweep.row(far))
         sweep.gather(0, builder.fmul(mass, slope), slope)
         sweep.gather(1, builder.fmul(mass, value), value)
@@ -127,15 +127,17 @@ def _centred(
 ) -> None:  # fmt: skip
     sweep = Sweep(code, builder, i)
 
-    def generator(factor: Any, w: Any, h: Any, h1: Any, h2: Any) -> Any:
+    def generator(w: Any, h: Any, h1: Any, h2: Any) -> Any:
         drift = builder.fmul(code.splat(code.at(rates, None, INDEX(1))), sweep.row(h))
         along = builder.fmul(sweep.row(w), sweep.row(h1))
         drift = code.fma(code.splat(code.at(rates, None, INDEX(0))), along, drift)
         laplacian = builder.fmul(code.splat(code.at(norms, None, sweep.row_number)), sweep.row(h2))
-        return builder.fmul(sweep.column(factor), builder.fsub(laplacian, drift))
+        return builder.fsub(laplacian, drift)
 
     def formula() -> None:
-        a = builder.fsub(generator(u, w, h, h1, h2), generator(u_far, w_far, far, far1, far2))
+        here, there = generator(w, h, h1, h2), generator(w_far, far, far1, far2)
+        a = builder.fmul(builder.fsub(sweep.column(u), sweep.column(u_far)), here)
+        a = code.fma(sweep.column(u_far), builder.fsub(here, there), a)
         share = sweep.column(mass)
         sweep.gather(0, share, a)
         sweep.put(builder.fmul(share, a), target, first)
