@@ -127,22 +127,15 @@ def same_variance(cloud: Cloud) -> bool:
     return math.isclose(cloud.reference_variance, cloud.start_std**2, rel_tol=1e-12)
 
 
-def _measured_anyway(cloud: Cloud, flow: Flow) -> bool:
-    """Return whether the next step wants sums over this cloud, Gram matrix and all, of which other readings are left.
-
-    What is asked for here first is remembered by the risk. Only explicit steps without an account do without.
-    """
-    return flow.objective.network is not None and (flow.accounts(cloud) or not flow.method.explicit)
-
-
 # Every function below is called with each replicate's cloud. ---------------------------------------------------------
 
 
 @observable("mean loss over the samples")
 def loss(cloud: Cloud, flow: Flow) -> float:
     """Return the objective's value over all data (biased up by O(1/m) for the limit law: see loss_unbiased)."""
-    if _measured_anyway(cloud, flow):
-        flow.objective.network.measure(cloud, flow.train)
+    if flow.accounts(cloud) and flow.objective.network is not None:
+        # The next step asks for these sums, of which predictions are a part.
+        flow.objective.network.measure(cloud, flow.train, gram=False)
     return flow.objective.full.value(cloud)
 
 
@@ -189,13 +182,18 @@ def second_moment(cloud: Cloud, flow: Flow) -> float:
 
 @observable("rms drift sqrt(E|b|^2) of a particle", unit="length / time")
 def drift_rms(cloud: Cloud, flow: Flow) -> float:
-    """Return sqrt(E|b|^2), which is (2 alpha / n) sqrt(r' H r) where H is formed anyway."""
+    """Return sqrt(E|b|^2): (2 alpha / n) sqrt(r' H r) where the step has H, its own or a carried one (`risk.HELD`).
+
+    Elsewhere it is the mean over the particles: O(n d) each, and no Gram matrix.
+    """
     objective = flow.objective.full
-    if isinstance(objective, Risk) and _measured_anyway(cloud, flow):
-        r, gram, _ = objective.tangent(cloud, flow.train, flow.decay)
-        return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ gram @ r), 0.0))
-    columns = steps.trained(flow.train) if isinstance(objective, Risk) else slice(None)
-    return math.sqrt(mean_square(cloud, objective.gradient(cloud)[:, columns]))
+    if isinstance(objective, Risk):
+        if not flow.method.explicit or objective.held(cloud, flow.train) is not None:
+            r, gram, _ = objective.tangent(cloud, flow.train, flow.decay)
+            return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ gram @ r), 0.0))
+        columns = steps.trained(flow.train)
+        return math.sqrt(mean_square(cloud, objective.gradient(cloud)[:, columns]))
+    return math.sqrt(mean_square(cloud, objective.gradient(cloud)))
 
 
 @observable("rms over samples of e_i = E_p[Laplace psi_i - z . grad psi_i]")
@@ -204,11 +202,7 @@ def generator_rms(cloud: Cloud, flow: Flow) -> float:
     risk = network(flow)
     if not steps.smooth(flow.dynamics):
         raise Unavailable(f"e needs a second derivative of h, which {risk.unit.h.name} has not")
-    m = risk.measure(cloud, flow.train, gram=_measured_anyway(cloud, flow))
-    e = m.laplacian - flow.decay * m.pull
-    if risk.centred:
-        e = e - (m.laplacian_reference - flow.decay * m.pull_reference)
-    return float(np.sqrt(np.mean(e**2)))
+    return float(np.sqrt(np.mean(risk.generator(cloud, flow.train, flow.decay) ** 2)))
 
 
 @observable("mean square distance travelled, E|Z_t - Z_0|^2", unit="length^2")

@@ -8,9 +8,8 @@ inner products with a factor of G o G, as `lanes.inner` forms them.
 import numpy as np
 
 from meanfield.backends.fused import BLOCK, climb, collect, compiled, load, masses
-from meanfield.backends.fused import field as plain_field
 from meanfield.backends.lanes import SAMPLES, back, inner
-from meanfield.backends.rows import call5
+from meanfield.backends.rows import call3, call5
 from meanfield.backends.sweeps import CENTRED, GAPS, MEANS, PUSHES, TILE, centred, gaps, means, pushes, spans, tile
 
 ROWS = 2 * MEANS + GAPS + CENTRED
@@ -349,18 +348,23 @@ def shift(x, cx, c, clouds, first, last, pair, lengths, train):
     u, gu, bu, own = numbers[0], numbers[1], numbers[2], numbers[3]
     rows = np.empty((3, SAMPLES, BLOCK), z.dtype)
     w, h, h1 = rows[0], rows[1], rows[2]
-    none = np.empty((0, BLOCK), z.dtype)
     for b in range(first, last):
         count = load(points, b * BLOCK, tt, u)
-        plain_field(x, cx, c, tt, pair, 0, none, w, h, h1, gt, gu)
-        if half != 0:
+        for turn in range(2):
+            gt[:] = 0
+            gu[:] = 0
+            for i in range(0, x.shape[0], SAMPLES):
+                inner(x, i, tt, w)
+                call3(pair, w, h, h1)
+                back(cx, c, i, h, h1, gt, gu)
+            if turn or half == 0:
+                break
             trained_field(gt, gu, u, train, bt, bu)
             for k in range(d):
                 for j in range(BLOCK):
                     tt[k, j] += half * bt[k, j]
             for j in range(BLOCK):
                 u[j] += half * bu[j]
-            plain_field(x, cx, c, tt, pair, 0, none, w, h, h1, gt, gu)
         displace(z, b * BLOCK, count, gt, gu, u, eps, train, tz, own, target)
 
 

@@ -26,7 +26,7 @@ TILE = 4 if binding.get_host_cpu_features().get("avx512f") else 2
 
 
 class Sweep:
-    """A pass over SAMPLES rows of a block: `formula(self)` is written once for each vector of each row.
+    """A pass over SAMPLES rows of a block: `formula()` is written once for each vector in flight.
 
     It reads with `row` and `column`, adds to the running sums with `gather`, and writes with `put`; sum number q of
     sample s ends in out[base + q, i + s].
@@ -38,8 +38,9 @@ class Sweep:
     def run(self, like: Any, formula: Callable[[], None], sums: int = 0, out: Any = None, base: Any = None) -> None:
         """Write the code of the pass; `like` is any of its rows."""
         code, builder = self.code, self.builder
-        for self.sample in range(SAMPLES):
-            self.totals = code.variables(sums * ABREAST)
+        self.totals = code.variables(sums * ABREAST)
+        with cgutils.for_range(builder, INDEX(SAMPLES), intp=INDEX) as turn:
+            self.sample = turn.index
             for total in self.totals:
                 builder.store(code.zero, total)
             with code.chunks(like) as (j, _):
@@ -58,11 +59,11 @@ class Sweep:
     @property
     def row_number(self) -> Any:
         """The number of the sample."""
-        return self.code.add(self.i, self.sample)
+        return self.builder.add(self.i, self.sample)
 
     def row(self, rows: Any) -> Any:
         """Return the vector of a row of samples."""
-        return self.code.load(self.code.at(rows, INDEX(self.sample), self.place))
+        return self.code.load(self.code.at(rows, self.sample, self.place))
 
     def column(self, numbers: Any) -> Any:
         """Return the vector of what is one number a particle."""
