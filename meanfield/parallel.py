@@ -150,9 +150,10 @@ def sum_groups(function: Callable[[slice], Any], count: int, size: int) -> Any:
     return total.total()
 
 
-def each_group(function: Callable[[slice], Any], count: int, size: int) -> None:
+def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:
     """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS."""
-    _results(function, blocks(count, size))
+    parts = blocks(count, size)
+    _results(function, parts[::-1] if backwards else parts)
 
 
 def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:

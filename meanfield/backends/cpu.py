@@ -28,17 +28,17 @@ Array = np.ndarray
 discard_stale()
 # A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
 GROUP = 1 << 16
-GROUPS = 64  # and there are at most so many groups, each holding a partial sum
+GROUPS = 16  # for each thread, at most: an even share, and little time spent on handing out
 # Activations are kept between predicting and moving where the last cache has room for them, or where forming them
 # again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. Measured: README of
 # benchmarks/. They take at most KEEP_SHARE of the memory budget.
-KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.25
+KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.5
 
 
 def group_size(m: int, n: int) -> int:
-    """Return the number of blocks a thread takes at a time, a power of two."""
+    """Return the number of blocks a thread takes at a time, a power of two, on which no bit depends."""
     size = 1
-    while size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS:
+    while size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS * parallel.threads():
         size *= 2
     return size
 
@@ -137,7 +137,8 @@ def _move(
             compiled.pair, compiled.slope, kept,
         )  # fmt: skip
 
-    parallel.each_group(group, blocks_of(len(z)), group_size(len(z), inputs.n))
+    # Backwards: of what was kept, the last blocks are still in a cache.
+    parallel.each_group(group, blocks_of(len(z)), group_size(len(z), inputs.n), backwards=True)
     return there, beyond
 
 

@@ -166,7 +166,7 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
     before, decay, sigma, after = lengths
     step, last_word, drawn = names
     theta, outer = train
-    for b in range(first, last):
+    for b in range(last - 1, first - 1, -1):
         count = load(z, b * BLOCK, tt, u)
         if before != 0:
             field(x, cx, c, tt, pair, slope, kept[b] if kept.shape[0] else none, w, own, h1, gt, gu)

@@ -37,7 +37,7 @@ STRIP, NARROW = 1 << 16, 256
 ROUNDING = 1e-13
 SPARE = 1 << 26  # scratch of more bytes is not kept for the next call
 
-_spare: list[Array] = []
+_own = threading.local()  # each thread's scratch, used again: fresh pages would cost more than a strip
 
 
 @contextlib.contextmanager
@@ -47,10 +47,9 @@ def lent(dtype: np.dtype, *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
     for shape in shapes:
         bounds.append((size, size + math.prod(shape) * dtype.itemsize))
         size = -(-bounds[-1][1] // 64) * 64
-    try:
-        raw = _spare.pop()
-    except IndexError:
-        raw = np.empty(0, np.uint8)
+    if not hasattr(_own, "spare"):
+        _own.spare = []
+    raw = _own.spare.pop() if _own.spare else np.empty(0, np.uint8)
     if raw.size < size + 64:
         raw = np.empty(size + 64, np.uint8)
     raw_start = -raw.__array_interface__["data"][0] % 64
@@ -58,8 +57,8 @@ def lent(dtype: np.dtype, *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
     try:
         yield out
     finally:
-        if raw.size <= SPARE and len(_spare) < parallel.threads():
-            _spare.append(raw)
+        if raw.size <= SPARE:
+            _own.spare.append(raw)
 
 
 class Tree:
