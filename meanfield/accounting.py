@@ -151,7 +151,8 @@ def of_channel(dynamics: Dynamics, before: Cloud, after: Cloud, parts: Plan) -> 
     e = centred_generator(dynamics, after)
     # A Gram matrix of some steps ago is off by about as much as particles have moved; twice that is given away.
     assert kernel.covariance is not None
-    fisher = stein_fisher(e, kernel.gram, kernel.covariance) * (1 - 2 * kernel.age)
+    spectrum = risk.eigen(kernel.gram)
+    fisher = stein_fisher(e, kernel.gram, kernel.covariance, spectrum=spectrum) * (1 - 2 * kernel.age)
     if fisher <= 0 or channel.time < SHORT:
         return account.spread(channel, fisher)
     return account.spread(channel, fisher, _bends(dynamics, after, kernel, e))
@@ -164,7 +165,7 @@ def _bends(dynamics: Dynamics, cloud: Cloud, kernel: Kernel, e: Array) -> tuple[
     """
     risk = dynamics.objective.network
     assert risk is not None and kernel.covariance is not None
-    values, vectors = np.linalg.eigh(kernel.gram)
+    values, vectors = risk.eigen(kernel.gram)
     along = vectors.T @ e
     noise = np.einsum("ik,ik->k", vectors, kernel.covariance @ vectors)
     kept = (values > CUTOFF * values[-1]) & (along * along > noise)

@@ -75,7 +75,9 @@ def gaussian_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Es
     return jackknifed(floored, pairs, "Gaussian", blocks)
 
 
-def stein_fisher(e: Array, gram: Array, covariance: Array, cutoff: float = 1e-10) -> float:
+def stein_fisher(
+    e: Array, gram: Array, covariance: Array, cutoff: float = 1e-10, spectrum: tuple[Array, Array] | None = None
+) -> float:
     """Return a lower bound e' H^-1 e - tr(H^-1 Cov e) on the Fisher information I = E_p |grad log(p / p0)|^2.
 
     For a field v, Stein's identity reads E_p[grad log(p/p0) . v] = -E_p[div v - z . v]. With v = sum a_i grad psi_i
@@ -94,6 +96,8 @@ def stein_fisher(e: Array, gram: Array, covariance: Array, cutoff: float = 1e-10
         Covariance of the estimate `e`.
     cutoff : float
         Relative size of the smallest eigenvalue used.
+    spectrum : tuple, optional
+        Eigenvalues and eigenvectors of `gram`, if they are known.
 
     Raises
     ------
@@ -103,7 +107,7 @@ def stein_fisher(e: Array, gram: Array, covariance: Array, cutoff: float = 1e-10
     n = len(e)
     if np.shape(gram) != (n, n) or np.shape(covariance) != (n, n):
         raise InputError(f"e has {n} entries, but H and Cov e have shapes {np.shape(gram)}, {np.shape(covariance)}.")
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(gram) if spectrum is None else spectrum
     kept = values > cutoff * max(float(values[-1]), 0.0)
     vectors = vectors[:, kept]
     along = vectors.T @ e

@@ -217,8 +217,8 @@ class Risk(Objective):
 
     def tangent(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Tangent:
         """Return (r, H, e): residual (n,), NTK Gram matrix of the cloud (n, n), generator (n,)."""
-        gram = self.gram(cloud, train)
-        return self.residual(self.prediction(cloud)), gram, self.generator(cloud, train, decay)
+        gram, e = self.gram(cloud, train), self.generator(cloud, train, decay)
+        return self.residual(self.prediction(cloud)), gram, e
 
     def held(self, cloud: Cloud, train: str) -> Kernel | None:
         """Return the kernel that a cloud carries if it may stand for the cloud's own: see `HELD`."""
@@ -244,7 +244,11 @@ class Risk(Objective):
 
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:
         """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature), remembered while H lives."""
-        gram = self.gram(cloud, train)
+        return self.eigen(self.gram(cloud, train), curvature)
+
+    def eigen(self, gram: Array, curvature: Array | None = None) -> tuple[Array, Array]:
+        """Return eigenvalues and eigenvectors of D^1/2 H D^1/2 for a Gram matrix H, remembered while it lives."""
+        curvature = np.ones(self.n) if curvature is None else curvature
         found = self._spectra.get(id(gram))
         if found is None or not np.array_equal(found[1], curvature):
             root = np.sqrt(curvature)

@@ -1,8 +1,8 @@
 """The built-in activations one number at a time, in a form whose loops LLVM vectorises; `units` is their definition.
 
-`JETS` maps a name to (pair, jet, slope): (h, h'), (h, h', h'', h'''), and h' as a function of h where there is one, so
-that a kept h is all that the pullback needs. Whole numbers are the only plain constants and `K` makes the others, so
-that float32 stays float32.
+`JETS` maps a name to (pair, jet or rest, slope): (h, h') of w; all four of w, or the last two of (w, h, h') for the
+names in `RESTS`; and h' as a function of h where there is one, so that a kept h is all that the pullback needs.
+Constants take the type of w: with a plain 1 Numba would compute float32 in float64.
 """
 
 import math
@@ -21,18 +21,18 @@ _ERF_SLOPE = 2.0 / math.sqrt(math.pi)
 @scalar
 def _tanh_pair(w):
     t = tanh(w)
-    return t, 1 - t * t
+    return t, type(w)(1) - t * t
 
 
 @scalar
-def _tanh_jet(w):
-    t, slope = _tanh_pair(w)
-    return t, slope, -2 * t * slope, slope * (4 - 6 * slope)
+def _tanh_rest(w, h, slope):
+    k = type(w)
+    return k(-2) * h * slope, slope * (k(4) - k(6) * slope)
 
 
 @scalar
 def _tanh_slope(h):
-    return 1 - h * h
+    return type(h)(1) - h * h
 
 
 @scalar
@@ -42,12 +42,12 @@ def _erf_pair(w):
 
 
 @scalar
-def _erf_jet(w):
-    h, slope = _erf_pair(w)
-    # Beyond this the slope is 0, and its factor must not be infinite.
-    v = min(max(w, type(w)(-40)), type(w)(40))
-    second = -2 * v * slope
-    return h, slope, second, -2 * (slope + v * second)
+def _erf_rest(w, h, slope):
+    # Beyond 40 the slope is 0, and its factor must not be infinite.
+    k = type(w)
+    v = min(max(w, k(-40)), k(40))
+    second = k(-2) * v * slope
+    return second, k(-2) * (slope + v * second)
 
 
 @scalar
@@ -58,18 +58,19 @@ def _erf_sqrt2_pair(w):
 
 
 @scalar
-def _erf_sqrt2_jet(w):
-    h, slope = _erf_sqrt2_pair(w)
-    v = min(max(w, type(w)(-40)), type(w)(40))
+def _erf_sqrt2_rest(w, h, slope):
+    k = type(w)
+    v = min(max(w, k(-40)), k(40))
     second = -v * slope
-    return h, slope, second, -(slope + v * second)
+    return second, -(slope + v * second)
 
 
 @scalar
 def _logistic(w):
     """Return e^-|w|, sigma, sigma' and 1 - 2 sigma from one exponential, none of which can overflow."""
     e = exp(-abs(w))
-    larger = 1 / (1 + e)
+    one = type(w)(1)
+    larger = one / (one + e)
     smaller = e * larger
     gap = larger - smaller
     return e, (smaller if w < 0 else larger), smaller * larger, (gap if w < 0 else -gap)
@@ -84,7 +85,7 @@ def _sigmoid_pair(w):
 @scalar
 def _sigmoid_jet(w):
     _, value, slope, tilt = _logistic(w)
-    return value, slope, slope * tilt, slope * (1 - 6 * slope)
+    return value, slope, slope * tilt, slope * (type(w)(1) - type(w)(6) * slope)
 
 
 @scalar
@@ -142,10 +143,12 @@ def _linear_slope(h):
     return type(h)(1)
 
 
+# The second is a rest where a second loop over (w, h, h') is faster than one over w: LLVM vectorises both halves.
+RESTS = ("tanh", "erf", "erf_sqrt2")
 JETS = {
-    "tanh": (_tanh_pair, _tanh_jet, _tanh_slope),
-    "erf": (_erf_pair, _erf_jet, None),
-    "erf_sqrt2": (_erf_sqrt2_pair, _erf_sqrt2_jet, None),
+    "tanh": (_tanh_pair, _tanh_rest, _tanh_slope),
+    "erf": (_erf_pair, _erf_rest, None),
+    "erf_sqrt2": (_erf_sqrt2_pair, _erf_sqrt2_rest, None),
     "sigmoid": (_sigmoid_pair, _sigmoid_jet, None),
     "softplus": (_softplus_pair, _softplus_jet, None),
     "relu": (_relu_pair, _relu_jet, _relu_slope),

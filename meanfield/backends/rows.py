@@ -38,8 +38,10 @@ def rows(activation: Activation, dtype: Dtype) -> Rows | None:
     known = ACTIVATIONS.get(activation.name) is activation
     cache = known
     try:
-        pair, jet, slope = jets.JETS[activation.name] if known else _scalars(activation, dtype)
-        made = [_value(pair, dtype, cache), _pair(pair, dtype, cache), _jet(jet, dtype, cache)]
+        forms: tuple[Any, Any, Any] = jets.JETS[activation.name] if known else _scalars(activation, dtype)
+        pair, jet, slope = forms
+        whole = _rest(pair, jet, dtype) if known and activation.name in jets.RESTS else _jet(jet, dtype, cache)
+        made = [_value(pair, dtype, cache), _pair(pair, dtype, cache), whole]
         made += [_slope(slope, dtype, cache)] if slope is not None else []
     except NumbaError:
         return None
@@ -105,6 +107,18 @@ def _jet(jet: Callable, dtype: Dtype, cache: bool) -> Any:
             a[i], b[i], e[i], f[i] = jet(w[i])
 
     return _function(1, 4, dtype, cache)(whole)
+
+
+def _rest(pair: Callable, rest: Callable, dtype: Dtype) -> Any:
+    def in_two_loops(source, h, h1, h2, h3, count):
+        w, a, b = carray(source, count), carray(h, count), carray(h1, count)
+        e, f = carray(h2, count), carray(h3, count)
+        for i in range(count):
+            a[i], b[i] = pair(w[i])
+        for i in range(count):
+            e[i], f[i] = rest(w[i], a[i], b[i])
+
+    return _function(1, 4, dtype, True)(in_two_loops)
 
 
 def _slope(slope: Callable, dtype: Dtype, cache: bool) -> Any:
