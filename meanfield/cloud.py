@@ -114,7 +114,9 @@ class Cloud:
         return int(self.z.shape[1])
 
     def replace(self, **changes: object) -> "Cloud":
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; other particles or masses carry no Gram matrix unless it is given."""
+        if "z" in changes or "weights" in changes:
+            changes.setdefault("kernel", None)
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def mean(self, values: Array) -> Array:

@@ -52,8 +52,18 @@ def set_threads(count: int | None) -> None:
     if count is not None and count < 1:
         raise InputError(f"threads must be at least 1, got {count}; leave it out to use every core")
     if _state["pool"] is not None:
-        _state["pool"].shutdown()
+        _state["pool"].shutdown(wait=False)  # what is under way is finished
     _state.update(threads=count, pool=None)
+
+
+def _reset() -> None:
+    """Forget what a fork does not copy: a child has none of the threads of its parent."""
+    _state.update(pool=None, blas=None, depth=0)
+    _inside.work = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset)
 
 
 def memory() -> int:
@@ -161,8 +171,9 @@ def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
     helpers = min(threads(), len(parts)) - 1
     if helpers == 0 or getattr(_inside, "work", False):
         return [function(part) for part in parts]
-    if _state["pool"] is None:
-        _state["pool"] = ThreadPoolExecutor(threads() - 1, thread_name_prefix="meanfield")
+    pool = _state["pool"]
+    if pool is None:
+        pool = _state["pool"] = ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="meanfield")
     results: list[Any] = [None] * len(parts)
     numbers = iter(range(len(parts)))
 
@@ -174,7 +185,10 @@ def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
         finally:
             _inside.work = False
 
-    waiting = [_state["pool"].submit(work) for _ in range(helpers)]
+    waiting = []
+    # Another thread may just have asked for another number of threads: then this one does all.
+    with contextlib.suppress(RuntimeError):
+        waiting += [pool.submit(work) for _ in range(helpers)]
     try:
         work()
     finally:

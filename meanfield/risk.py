@@ -24,7 +24,7 @@ from meanfield.units import Unit
 Array = np.ndarray
 LOSSES = ("square", "logistic")
 # Beyond this alpha and its inverse, squares and fourth powers of it leave double precision.
-SMALLEST_ALPHA = 1e-30
+SMALLEST_ALPHA, LARGEST_ALPHA = 1e-30, 1e30
 # A Gram matrix stands for later ones of the same cloud while rms kicks (and lam eta) since add up to at most this, in
 # standard deviations of p0: particles have moved by a hundredth of their spread, and H by about as much of itself.
 HELD = 0.01
@@ -76,6 +76,10 @@ class Risk(Objective):
         for name, value in (("x", np.array(self.x, float)), ("y", np.array(self.y, float)), ("unit", unit)):
             object.__setattr__(self, name, value)
         _check(self)
+
+    def __reduce__(self) -> tuple:
+        """Pickle what the risk was made from; what it remembers stays behind."""
+        return Risk, (self.x, self.y, self.unit, self.alpha, self.centred, self.loss, self.backend)
 
     @property
     def n(self) -> int:
@@ -317,7 +321,7 @@ class Risk(Objective):
             return cloud
         back = self.engine(cloud.m).asnumpy
         reference = None if cloud.reference is None else back(cloud.reference)
-        found = cloud.replace(z=back(cloud.z), reference=reference)
+        found = cloud.replace(z=back(cloud.z), reference=reference, kernel=cloud.kernel)
         self.remember(found, cloud)
         return found
 
@@ -343,9 +347,9 @@ def _check(risk: Risk) -> None:
         if not np.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinity; remove or fill those samples first")
     number = isinstance(risk.alpha, int | float | np.number)
-    if not (number and SMALLEST_ALPHA <= risk.alpha <= 1 / SMALLEST_ALPHA):
+    if not (number and SMALLEST_ALPHA <= risk.alpha <= LARGEST_ALPHA):
         raise InputError(
-            f"alpha must be a number from {SMALLEST_ALPHA:g} to {1 / SMALLEST_ALPHA:g}, got {risk.alpha!r}; "
+            f"alpha must be a number from {SMALLEST_ALPHA:g} to {LARGEST_ALPHA:g}, got {risk.alpha!r}; "
             "for the kernel scaling give m**0.5"
         )
     if risk.loss not in LOSSES:

@@ -192,7 +192,7 @@ def kicked(dynamics: Dynamics, cloud: Cloud, residual: Array | None, eps: float)
     if dynamics.scheme.midpoint:
         options |= {"midpoint": True, "variance": cloud.reference_variance}
     moved = dynamics.objective.kick(cloud, residual, eps, dynamics.train, **options)
-    done = cloud.replace(z=moved.z)
+    done = cloud.replace(z=moved.z, kernel=cloud.kernel)
     if not dynamics.account or residual is None:
         return done
     kernel = (
@@ -225,4 +225,5 @@ def _diffused(dynamics: Dynamics, cloud: Cloud, channel: Channel) -> Cloud:
         noise = cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
         noise = cloud.z.dtype.type(channel.sigma) * noise
     far = None if cloud.reference is None else _linear(cloud.reference, channel.decay, noise, columns)
-    return cloud.replace(z=_linear(cloud.z, channel.decay, noise, columns), reference=far)
+    z = _linear(cloud.z, channel.decay, noise, columns)
+    return cloud.replace(z=z, reference=far, kernel=cloud.kernel)

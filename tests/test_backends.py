@@ -1,5 +1,8 @@
 """One contract for every backend that can run here, and what the choice among them promises."""
 
+import functools
+import multiprocessing
+import pickle
 import re
 from pathlib import Path
 
@@ -244,12 +247,12 @@ def test_kernels_of_other_sources_are_thrown_away(tmp_path) -> None:
 
     source, cache = tmp_path / "kernel.py", tmp_path / "__pycache__"
     source.write_text("one", encoding="utf-8")
-    assert discard_stale(tmp_path)
+    assert discard_stale(cache, tmp_path)
     (cache / "kernel.nbc").touch()
-    assert not discard_stale(tmp_path)
+    assert not discard_stale(cache, tmp_path)
     assert (cache / "kernel.nbc").exists()
     source.write_text("two", encoding="utf-8")
-    assert discard_stale(tmp_path)
+    assert discard_stale(cache, tmp_path)
     assert not (cache / "kernel.nbc").exists()
     assert len(list(cache.glob("compiled-*"))) == 1
 
@@ -261,3 +264,72 @@ def test_the_accuracy_table_of_the_documentation() -> None:
     text = (Path(__file__).parents[1] / "docs" / "backends.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+) \| ([0-9.]+) \| ([0-9.]+) \|$", text, re.MULTILINE)
     assert {name: (float(a), float(b)) for name, a, b in rows} == {name: tuple(e.values()) for name, e in ULP.items()}
+
+
+@pytest.mark.parametrize("name", ["numpy", *HERE])
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_small_coefficients_are_not_lost(name: str, dtype: str) -> None:
+    p, h, engine = Problem(dtype), ACTIVATIONS["tanh"], backends.get(name)
+    for size in (1.0, 1e-20):
+        found = np.asarray(engine.asnumpy(engine.pullback(h, p.x, engine.asarray(p.z), size * p.c)), float)
+        wanted = size * reference.pullback(h, p.x, p.z.astype(float), p.c)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE[dtype] * np.abs(wanted).max())
+
+
+@cpu
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_sines_of_large_arguments_go_through_numpy(dtype: str) -> None:
+    p, h, engine = Problem(dtype), ACTIVATIONS["sin"], backends.get("cpu")
+    x = 1e10 * p.x
+    for function in ("predict", "measure", "move"):
+        p.x = x
+        for a, b in zip(*(calls(function, p, b, h, "both") for b in (engine, reference.BACKEND)), strict=True):
+            assert np.isfinite(np.asarray(a)).all()
+            np.testing.assert_array_equal(a, b)
+
+
+@cpu
+def test_activations_that_are_not_plain_functions() -> None:
+    p, engine = Problem("float64"), backends.get("cpu")
+
+    def scaled(w, b=1.0):
+        return tuple(b * part for part in arctan_jet(w))
+
+    class Callable:
+        def __call__(self, w):
+            return arctan_jet(w)
+
+    for jet in (scaled, functools.partial(scaled, b=1.0), Callable(), Callable().__call__):
+        own = Activation("own", jet)
+        for a, b in zip(*(calls("measure", p, b, own, "both") for b in (engine, reference.BACKEND)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * max(1.0, float(np.abs(b).max())))
+
+
+def _stepped(flow: mf.Flow, cloud: mf.Cloud, queue) -> None:
+    queue.put(flow.step(cloud).z)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process")  # newer Pythons warn of forks with threads
+def test_a_forked_process_can_step() -> None:
+    risk = mf.Risk(np.eye(3), np.ones(3), mf.Unit("tanh"), 1.0)
+    flow, cloud = mf.Flow(risk, lam=0.1, eta=0.01), gaussian_cloud(5000, risk.unit, 3, seed=0)
+    parallel.set_threads(2)
+    try:
+        wanted = flow.step(cloud).z
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=_stepped, args=(flow, cloud, queue), daemon=True)
+        child.start()
+        np.testing.assert_array_equal(queue.get(timeout=60), wanted)
+        child.join(60)
+    finally:
+        parallel.set_threads(None)
+
+
+def test_flows_can_be_pickled() -> None:
+    risk = mf.Risk(np.eye(3), np.ones(3), mf.Unit("tanh"), 2.0, centred=False)
+    flow, cloud = mf.Flow(risk, lam=0.1, eta=0.01), gaussian_cloud(50, risk.unit, 3, seed=0)
+    wanted = flow.step(cloud).z
+    again = pickle.loads(pickle.dumps(flow))
+    np.testing.assert_array_equal(again.step(pickle.loads(pickle.dumps(cloud))).z, wanted)

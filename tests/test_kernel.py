@@ -85,3 +85,10 @@ def test_checkpoints_hold_it() -> None:
     for a, b in zip(back.kernel, cloud.kernel, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(flow.step(back).z, flow.step(cloud).z)
+
+
+def test_other_particles_carry_none() -> None:
+    flow = Flow(Risk(X, Y, alpha=1.0), lam=1e-3, eta=1e-4, scheme="kernel", account=False)
+    cloud = flow.step(gaussian_cloud(100, flow.objective.unit, 3, seed=1))
+    assert cloud.kernel is not None and cloud.replace(time=9.0).kernel is cloud.kernel
+    assert cloud.replace(z=3 * cloud.z).kernel is None

@@ -11,17 +11,16 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 
-def discard_stale(folder: Path = FOLDER) -> bool:
-    """Delete the compiled kernels beside the sources of a folder unless they are of these sources; say if that was."""
+def discard_stale(cache: Path, folder: Path = FOLDER) -> bool:
+    """Delete the compiled kernels in a cache unless they are of the sources in a folder; say whether it was done."""
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
         total.update(path.name.encode() + path.read_bytes())
-    cache = folder / "__pycache__"
     mark = cache / f"compiled-{total.hexdigest()[:16]}"
     if mark.exists():
         return False
     with contextlib.suppress(OSError):  # a folder that cannot be written to holds no kernels either
-        cache.mkdir(exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         for old in [*cache.glob("*.nbi"), *cache.glob("*.nbc"), *cache.glob("compiled-*")]:
             old.unlink(missing_ok=True)
         mark.touch()

@@ -12,6 +12,8 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +21,14 @@ from meanfield import parallel
 from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference, sums
 from meanfield.backends.caching import discard_stale
 from meanfield.backends.fused import BLOCK
-from meanfield.backends.rows import Rows, rows
+from meanfield.backends.rows import Rows, rows_for
 from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.noise import Stream, round_keys
 from meanfield.units import Activation
 
 Array = np.ndarray
-discard_stale()
+_compiled: Any = fused.predict
+discard_stale(Path(_compiled._cache.cache_path))
 # A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
 GROUP = 1 << 16
 GROUPS = 16  # for each thread, at most: an even share, and little time spent on handing out
@@ -84,7 +87,7 @@ def _predict(compiled: Rows, inputs: Samples, z: Array, weights: Array | None, k
 
 def predict(activation: Activation, x: Array, z: Array, weights: Array | None = None) -> Array:
     """Return sum_j w_j psi_i(z_j), shape (n,). O(n d) a particle, one pass."""
-    compiled = rows(activation, z.dtype)
+    compiled = rows_for(activation, x, z)
     if compiled is None:
         return reference.predict(activation, x, z, weights)
     return _predict(compiled, samples(x, z.dtype), _rowwise(z), weights, _nothing(z.dtype))
@@ -96,8 +99,7 @@ def _rowwise(z: Array) -> Array:
 
 def pullback(activation: Activation, x: Array, z: Array, c: Array, train: str = "both") -> Array:
     """Return sum_i c_i grad psi_i(z_j), shape (m, D), zero where a coordinate is not trained. O(n d) a particle."""
-    still = Motion(before=1.0, decay=1.0, sigma=0.0, after=0.0, seed=0, step=0, replicate=0)
-    return move(activation, x, z, None, c, still, train)[0] - z
+    return sums.kick(activation, x, np.zeros_like(z), None, None, c, 1.0, train, at=z).z
 
 
 def move(
@@ -112,7 +114,7 @@ def move(
     out: Particles | None = None,
 ) -> Particles:
     """Return cloud and reference after kick, channel and kick, in one pass; see `reference.move`."""
-    compiled = rows(activation, z.dtype)
+    compiled = rows_for(activation, x, z)
     if compiled is None:
         return reference.move(activation, x, z, reference_cloud, c, motion, train, out=out)
     inputs = samples(x, z.dtype)
@@ -159,7 +161,7 @@ def descend(
     out: Particles | None = None,
 ) -> Particles:
     """Return cloud and reference after an explicit step; see `reference.descend`. Two passes, three where centred."""
-    compiled = rows(activation, z.dtype)
+    compiled = rows_for(activation, x, z)
     if compiled is None:
         return reference.descend(
             activation, x, z, reference_cloud, weights, coefficients, motion, train, centred=centred, out=out

@@ -20,6 +20,7 @@ from meanfield.backends import jets
 from meanfield.units import ACTIVATIONS, Activation
 
 Dtype = np.dtype[Any]
+SIN_REACH = {np.dtype(np.float64): 2.0**30, np.dtype(np.float32): 2.0**15}  # beyond, `elementary.sin` gives NaN
 
 
 class Rows(NamedTuple):
@@ -43,10 +44,21 @@ def rows(activation: Activation, dtype: Dtype) -> Rows | None:
         whole = _rest(pair, jet, dtype) if known and activation.name in jets.RESTS else _jet(jet, dtype, cache)
         made = [_value(pair, dtype, cache), _pair(pair, dtype, cache), whole]
         made += [_slope(slope, dtype, cache)] if slope is not None else []
-    except NumbaError:
+    except Exception:  # noqa: BLE001  whatever the compiler says of a user's function, numpy may well run it
+        if known:
+            raise
         return None
     addresses = [function.address for function in made] + [0]
     return Rows(*addresses[:4], tuple(made))
+
+
+def rows_for(activation: Activation, x: np.ndarray, z: np.ndarray) -> Rows | None:
+    """Return the row functions for particles z and inputs x; None where they would leave the domain of `sin`."""
+    if activation is ACTIVATIONS["sin"]:
+        reach = float(np.abs(x).sum(axis=1).max()) * float(np.abs(z[:, :-1]).max(initial=0.0))
+        if not reach <= SIN_REACH[z.dtype]:
+            return None
+    return rows(activation, z.dtype)
 
 
 def _scalars(activation: Activation, dtype: Dtype) -> tuple[Callable, Callable, None]:

@@ -24,7 +24,7 @@ from meanfield import parallel
 from meanfield.backends import Measurement, Moved, passes, reference
 from meanfield.backends.fused import BLOCK
 from meanfield.backends.lanes import SAMPLES
-from meanfield.backends.rows import Rows, rows
+from meanfield.backends.rows import Rows, rows_for
 from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.units import Activation
 
@@ -147,7 +147,7 @@ def measure(
     variance: float | None = None,
 ) -> Measurement:
     """Return the sums that residual, Gram matrix and generator need; see `reference.measure`."""
-    compiled = rows(activation, z.dtype)
+    compiled = rows_for(activation, x, z)
     if compiled is None:
         return reference.measure(activation, x, z, reference_cloud, weights, train, gram=gram, variance=variance)
     inputs, z = samples(x, z.dtype), np.ascontiguousarray(z)
@@ -235,7 +235,7 @@ class Kick:
     """What the chunks of a kick share: inputs, coefficients and clouds for the kernels, and which coordinates move."""
 
     def __init__(self, activation: Activation, x: Array, z: Array, weights: Array | None, c: Array, train: str) -> None:
-        compiled = rows(activation, z.dtype)
+        compiled = rows_for(activation, x, z)
         assert compiled is not None
         self.compiled, self.inputs, self.z = compiled, samples(x, z.dtype), np.ascontiguousarray(z)
         self.n, self.x, self.dtype = self.inputs.n, self.inputs.x, z.dtype
@@ -305,7 +305,7 @@ def kick(
     at: Array | None = None,
 ) -> Moved:
     """Return T(z) = z + eps b(z) and the means that the account wants; see `reference.kick`."""
-    if rows(activation, z.dtype) is None:
+    if rows_for(activation, x, z) is None:
         return reference.kick(activation, x, z, reference_cloud, weights, c, eps, train, account=account, at=at)
     made = Kick(activation, x, z, weights, c, train)
     points = made.z if at is None else np.ascontiguousarray(at, z.dtype)
@@ -329,7 +329,7 @@ def midpoint_kick(
     variance: float = 1.0,
 ) -> Moved:
     """Return the midpoint map z + eps b(z + eps b(z) / 2) and the means that the account wants; see `reference`."""
-    if rows(activation, z.dtype) is None:
+    if rows_for(activation, x, z) is None:
         return reference.midpoint_kick(
             activation, x, z, reference_cloud, weights, c, eps, train, account=account, variance=variance
         )
@@ -345,7 +345,7 @@ def roughness(
     activation: Activation, x: Array, z: Array, weights: Array | None, c: Array, train: str = "both"
 ) -> tuple[float, float, float]:
     """Return the means of |grad phi|^2, |grad^2 phi|^2 and |grad^3 phi|^2, phi = sum_i c_i psi_i; see `reference`."""
-    if rows(activation, z.dtype) is None:
+    if rows_for(activation, x, z) is None:
         return reference.roughness(activation, x, z, weights, c, train)
     made = Kick(activation, x, z, weights, c, train)
     lefts = (made.left(2), made.left(3))
