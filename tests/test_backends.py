@@ -333,3 +333,21 @@ def test_flows_can_be_pickled() -> None:
     wanted = flow.step(cloud).z
     again = pickle.loads(pickle.dumps(flow))
     np.testing.assert_array_equal(again.step(pickle.loads(pickle.dumps(cloud))).z, wanted)
+
+
+@pytest.mark.parametrize("name", ["numpy", *[name for name in HERE if name != "keops"]])
+@pytest.mark.parametrize("scheme", ["euler", "exponential", "kernel"])
+def test_one_pass_makes_the_step_that_its_parts_make(name: str, scheme: str, monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((6, 3)) / 2, np.sign(rng.standard_normal(6))
+    risk = mf.Risk(x, y, mf.Unit("tanh"), 3.0, backend=name)
+    flow, cloud = (
+        mf.Flow(risk, lam=0.1, eta=0.01, scheme=scheme, account=False),
+        gaussian_cloud(300, risk.unit, 3, seed=4),
+    )
+    whole = flow.step(flow.step(cloud))
+    monkeypatch.setattr(mf.Risk, "plain", lambda self, cloud: None)
+    parts = flow.step(flow.step(cloud))
+    np.testing.assert_allclose(whole.z, parts.z, rtol=0, atol=1e-6 if scheme == "kernel" else 1e-13)
+    np.testing.assert_allclose(whole.reference, parts.reference, rtol=0, atol=1e-13)
+    assert whole.reference_variance == parts.reference_variance

@@ -31,6 +31,13 @@ def evaluate(activation: Activation, x: Array, z: Array) -> Block:
     return Block(w, *activation.jet(w), z[:, -1:])
 
 
+def evaluate_pair(activation: Activation, x: Array, z: Array) -> Block:
+    """Return a block's activations and first derivatives, which is all that a field needs; h' stands for the others."""
+    w = z[:, :-1] @ x.T
+    h, h1 = activation.value_and_first(w)
+    return Block(w, h, h1, h1, h1, z[:, -1:])
+
+
 def masses(weights: Array | None, part: slice, m: int, dtype: np.dtype) -> Array:
     """Return the masses of a block's particles, shape (B,)."""
     if weights is None:

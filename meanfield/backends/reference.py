@@ -123,7 +123,8 @@ def kick(
     out = np.empty_like(z)
 
     def part_sum(part: slice) -> tuple:
-        block = blocks.evaluate(activation, x, (z if at is None else at)[part])
+        evaluate = blocks.evaluate if account else blocks.evaluate_pair
+        block = evaluate(activation, x, (z if at is None else at)[part])
         b = blocks.field(block, x, c, train)
         out[part] = z[part] + z.dtype.type(eps) * b
         if not account:
@@ -260,7 +261,7 @@ def move(
     def kicked(at: Array, eps: float) -> Array:
         if not eps:
             return at.copy()
-        return at + z.dtype.type(eps) * blocks.field(blocks.evaluate(activation, x, at), x, c, train)
+        return at + z.dtype.type(eps) * blocks.field(blocks.evaluate_pair(activation, x, at), x, c, train)
 
     def part_move(part: slice) -> None:
         xi = _noise(motion, z, part, columns)
