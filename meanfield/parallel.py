@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from meanfield.dyadic import DyadicSum as DyadicSum
+from meanfield.dyadic import Tree as Tree
 from meanfield.errors import InputError
 
 # A block of activations (block x n doubles) should stay within a core's second-level cache.
@@ -108,38 +110,6 @@ def serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class DyadicSum:
-    """A running sum over numbered blocks, combined as a fixed binary tree over the numbers.
-
-    Works on arrays and on tuples of arrays; at most log2(blocks) partial sums are held.
-    """
-
-    def __init__(self) -> None:
-        self._stack: list[tuple[int, Any]] = []
-
-    def add(self, value: Any) -> None:
-        """Add the next block's value."""
-        level = 0
-        while self._stack and self._stack[-1][0] == level:
-            value = _plus(self._stack.pop()[1], value)
-            level += 1
-        self._stack.append((level, value))
-
-    def total(self) -> Any:
-        """Return the sum of all blocks."""
-        stack = list(self._stack)
-        value = stack.pop()[1]
-        while stack:
-            value = _plus(stack.pop()[1], value)
-        return value
-
-
-def _plus(a: Any, b: Any) -> Any:
-    if isinstance(a, tuple):
-        return tuple(_plus(x, y) for x, y in zip(a, b, strict=True))
-    return a + b
-
-
 @serial_blas
 def sum_blocks(function: Callable[[slice], Any], m: int, size: int) -> Any:
     """Return the dyadic sum of function(block) over the blocks of range(m), worked by the threads."""
@@ -154,10 +124,9 @@ def each_block(function: Callable[[slice], Any], m: int, size: int) -> None:
 
 def sum_groups(function: Callable[[slice], Any], count: int, size: int) -> Any:
     """Return the dyadic sum of function(group) over groups of `size` of range(count); no limit is put on BLAS."""
-    total = DyadicSum()
-    for value in _results(function, blocks(count, size)):
-        total.add(value)
-    return total.total()
+    tree = Tree()
+    each_group(lambda part: tree.add(part.start // size, function(part)), count, size)
+    return tree.total()
 
 
 def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:

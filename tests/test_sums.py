@@ -119,7 +119,7 @@ def test_a_tree_is_the_dyadic_sum_whatever_the_order() -> None:
         for value in values:
             wanted.add(value.copy())
         for _ in range(3):
-            tree = sums.Tree()
+            tree = parallel.Tree()
             for k in rng.permutation(count):
                 tree.add(int(k), (values[k].copy(),))
             np.testing.assert_array_equal(tree.total()[0], wanted.total())

@@ -33,8 +33,8 @@ discard_stale(Path(_compiled._cache.cache_path))
 GROUP = 1 << 16
 GROUPS = 16  # for each thread, at most: an even share, and little time spent on handing out
 # Activations are kept between predicting and moving where the last cache has room for them, or where forming them
-# again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. Measured: README of
-# benchmarks/. They take at most KEEP_SHARE of the memory budget.
+# again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. They take at
+# most KEEP_SHARE of the memory budget.
 KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.5
 
 

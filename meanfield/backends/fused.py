@@ -5,7 +5,7 @@ particles and a sample's inputs are scalars. Samples are worked four at a time: 
 row function of the activation (an address; see `rows`), then sums over the block or the pullback. Everything between
 two blocks stays in the first- and second-level caches.
 
-Sums over particles run in `LANES` fixed lanes within a block, then in float64 in a dyadic tree over block numbers, and
+Sums over particles run in fixed lanes within a block, then in float64 in a dyadic tree over block numbers, and
 are written with explicit fused multiply-adds: kernels that form the same sum form the same bits.
 """
 

@@ -61,42 +61,6 @@ def lent(dtype: np.dtype, *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
             _own.spare.append(raw)
 
 
-class Tree:
-    """The dyadic sum of `parallel.DyadicSum` over numbered values that come in any order from any thread.
-
-    Values are tuples of arrays and are added in place; only those whose neighbour is still missing are held.
-    """
-
-    def __init__(self) -> None:
-        self._nodes: dict[tuple[int, int], tuple] = {}
-        self._lock = threading.Lock()
-
-    def add(self, number: int, value: tuple) -> None:
-        """Add a value and every sum that it completes."""
-        level = 0
-        while True:
-            with self._lock:
-                other = self._nodes.pop((level, number ^ 1), None)
-                if other is None:
-                    self._nodes[level, number] = value
-                    return
-            value = _plus(value, other)
-            level, number = level + 1, number >> 1
-
-    def total(self) -> tuple:
-        """Return the sum of all values."""
-        first, *rest = [self._nodes[key] for key in sorted(self._nodes)]
-        for node in rest:
-            first = _plus(first, node)
-        return first
-
-
-def _plus(a: tuple, b: tuple) -> tuple:
-    for x, y in zip(a, b, strict=True):
-        np.add(x, y, out=x)
-    return a
-
-
 def strip_size(n: int) -> int:
     """Return the number of blocks that a kernel works at a time, a power of two that depends on n alone."""
     size = 1
@@ -115,9 +79,7 @@ def chunk_size(n: int) -> int:
 
 def sum_chunks(function: Callable[[slice], tuple], m: int, n: int) -> tuple:
     """Return the dyadic sum of function(blocks of a chunk) over all chunks, worked by the threads."""
-    tree, size = Tree(), chunk_size(n)
-    parallel.each_group(lambda part: tree.add(part.start // size, function(part)), blocks_of(m), size)
-    return tree.total()
+    return parallel.sum_groups(function, blocks_of(m), chunk_size(n))
 
 
 def _masses(z: Array, weights: Array | None) -> tuple[Array, Any]:
