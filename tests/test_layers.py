@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 FLOORS = """
     0    dyadic errors
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
-    0.2  config schemes verdicts
+    0.2  claims config schemes verdicts
     1    units noise moments interactions
     1.1  backends
     2    cloud datasets transport entropy tilts readings
@@ -34,7 +34,7 @@ FLOORS = """
     6    simulate
     6.1  statements
     6.2  certificates
-    7    verify sweep
+    7    gallery verify sweep
     8    report selftest
     8.1  experiment
     9    cli
