@@ -30,8 +30,10 @@ class System(NamedTuple):
     implicit: Callable[[Array], Callable[[float], Solver]]
 
 
-def advance(system: System, state: Array, duration: float, *, step: float, tolerance: float) -> tuple[Array, float]:
-    """Return the state after `duration`, and the step that the error control would take next.
+def advance(
+    system: System, state: Array, duration: float, *, step: float, tolerance: float, largest: float = math.inf
+) -> Array:
+    """Return the state after `duration`.
 
     Parameters
     ----------
@@ -41,30 +43,30 @@ def advance(system: System, state: Array, duration: float, *, step: float, toler
         Length of the first step.
     tolerance : float
         Largest error of a step, estimated, in the Euclidean norm and relative to the state.
+    largest : float
+        Norm from which the state is taken to run away.
 
     Raises
     ------
     DivergedError
-        If steps become so short that time stands still, or numbers are not finite.
+        If the state runs away, or steps become so short that time stands still.
     """
     done, count = 0.0, 0
     while done < duration:
         h = min(step, duration - done)
-        if count == MOST_STEPS or done + h == done:
+        if count == MOST_STEPS or not done + h > done:
             raise DivergedError(f"the solver stands still {done:.6g} after its start, at steps of {h:.3g}.")
-        moved, error = _columns(system, state, h)
-        size = error / (tolerance * np.linalg.norm(state))
-        factor = SMALLEST if not math.isfinite(size) else SAFETY * max(size, 1e-12) ** (-1 / COLUMNS)
-        factor = min(max(factor, SMALLEST), LARGEST)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long, and will be shorter
+            moved, error = _columns(system, state, h)
+            size = error / (tolerance * np.linalg.norm(state))
+        factor = SAFETY * max(size, 1e-12) ** (-1 / COLUMNS) if math.isfinite(size) else SMALLEST
         if size <= 1:
-            # What is left of the duration is taken whole: no sliver of rounding stays behind.
-            last = h == duration - done
-            state, done = moved, duration if last else done + h
-            step = max(step, h * factor) if last else h * factor
-        else:
-            step = h * factor
+            state, done = moved, duration if h == duration - done else done + h
+            if np.linalg.norm(state) > largest:
+                raise DivergedError(f"the solution runs away {done:.6g} after its start.")
+        step = h * min(max(factor, SMALLEST), LARGEST)
         count += 1
-    return state, step
+    return state
 
 
 def _columns(system: System, state: Array, h: float) -> tuple[Array, float]:

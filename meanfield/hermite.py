@@ -13,11 +13,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from meanfield import extrapolation
+from meanfield.errors import DivergedError, InputError
 from meanfield.ntk import largest_eigenvalue
 from meanfield.risk import Risk
 from meanfield.solution import Moved, Reading
@@ -31,6 +32,8 @@ EDGE, EDGE_SPACING = 8.5, 0.1
 LOOKED_AT = 5.0
 # Below this the root-weighted density is rounding, and 1 / p of the Fisher information noise.
 ROUNDING = 1e-14
+# Norm of p / p0 in L2(p0), the root of 1 + chi^2, beyond which the expansion has failed.
+LARGEST = 1e4
 # Outermost modes whose size is the tail; the parity of odd activations empties every other one.
 OUTERMOST = 4
 
@@ -83,8 +86,19 @@ def features(risk: Risk, modes: int, train: str) -> Features:
         if train != "theta":
             drift[i, :, modes:] = (table * h[i]) @ table.T
     first = table[0] * table
+    _check_parts(risk, h @ first.T, h1 @ first.T)
     pair = [np.einsum("iq,jq,kq->ijk", part, part, first, optimize=True) for part in (h, h1)]
     return Features(drift, h @ first.T, *pair)
+
+
+def _check_parts(risk: Risk, values: Array, slopes: Array) -> None:
+    """Refuse an activation whose sums over theta don't obey sqrt(k) E h he_k = x E h' he_(k-1): one with a kink."""
+    gap = np.abs(np.sqrt(np.arange(1, values.shape[1])) * values[:, 1:] - slopes[:, :-1]).max()
+    if not gap <= 1e-8 * np.abs(slopes).max():
+        raise InputError(
+            f"{risk.unit.h.name} is not smooth enough for Hermite polynomials (integration by parts is {gap:.1g} off); "
+            "finite volumes take it: fokker_planck.volumes(risk, lam, times)."
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,7 @@ class Hermite:
     modes: tuple[int, int]
     tolerance: float = 1e-10
     train: str = "both"
+    sharpest: ClassVar[float] = 1e-12
 
     @cached_property
     def features(self) -> Features:
@@ -177,7 +192,14 @@ class Hermite:
         step = min(duration, 0.1 / stiffness)
         system = extrapolation.System(self.rate, self.implicit)
         tolerance = self.tolerance if tolerance is None else tolerance
-        return Moved(extrapolation.advance(system, state, duration, step=step, tolerance=tolerance)[0])
+        try:
+            moved = extrapolation.advance(system, state, duration, step=step, tolerance=tolerance, largest=LARGEST)
+        except DivergedError as error:
+            raise DivergedError(
+                f"p / p0 leaves L2(p0) or what {self.modes} modes hold of it: {error} Take finite volumes, "
+                "fokker_planck.volumes(risk, lam, times), a larger lam, or more modes."
+            ) from error
+        return Moved(moved)
 
     # Readings -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ A solver is a `Model`: it starts a state, moves it, reads it. `hermite` and `fin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,11 +53,12 @@ class Reading(NamedTuple):
 
 
 class Model(Protocol):
-    """A solver: states are arrays, moves are pure."""
+    """A solver: states are arrays, moves are pure; `sharpest` is the smallest tolerance that short moves should ask."""
 
     risk: Risk
     lam: float
     train: str
+    sharpest: ClassVar[float]
 
     def start(self) -> Array:
         """Return the state of p0."""
@@ -248,10 +249,10 @@ def solve(model: Model, times: Array) -> Solution:
     return Solution(model, times, series, tuple(states), path_times=steps[:, 0], path_energies=steps[:, 1])
 
 
-def differences(fine: Solution, coarse: Solution, share: float) -> dict[str, Array]:
-    """Return `share` times what a coarser solution changes, by name: estimated errors of the finer one."""
+def differences(fine: Solution, coarse: Solution) -> dict[str, Array]:
+    """Return what a coarser solution changes, by name: estimated errors of the finer one."""
     names = [name for name in QUANTITIES if name not in ("lowest_ratio", "tail")]
-    return {name: share * np.abs(QUANTITIES[name][1](fine) - QUANTITIES[name][1](coarse)) for name in names}
+    return {name: np.abs(QUANTITIES[name][1](fine) - QUANTITIES[name][1](coarse)) for name in names}
 
 
 # --- what can be solved
