@@ -58,7 +58,7 @@ def advance(
             raise DivergedError(f"the solver stands still {done:.6g} after its start, at steps of {h:.3g}.")
         with np.errstate(over="ignore", invalid="ignore"):  # of a step that is too long, and will be shorter
             moved, error = _columns(system, state, h)
-            size = error / (tolerance * np.linalg.norm(state))
+            size = error / (tolerance * float(np.linalg.norm(state)))
         factor = SAFETY * max(size, 1e-12) ** (-1 / COLUMNS) if math.isfinite(size) else SMALLEST
         if size <= 1:
             state, done = moved, duration if h == duration - done else done + h

@@ -132,7 +132,7 @@ class Hermite:
 
     @cached_property
     def degree(self) -> Array:
-        """k + l over what is trained, shape `modes`."""
+        """Degrees k + l over what is trained, shape `modes`."""
         theta, u = (np.arange(count, dtype=np.float64) for count in self.modes)
         return np.add.outer(theta * (self.train != "u"), u * (self.train != "theta"))
 
@@ -217,7 +217,9 @@ class Hermite:
         """Return what is read of the coefficients."""
         kl, fisher, lowest = self._integrals(state)
         mean = np.array([state[1, 0], state[0, 1]])
-        square = np.array([[1 + math.sqrt(2) * state[2, 0], state[1, 1]], [state[1, 1], 1 + math.sqrt(2) * state[0, 2]]])
+        square = np.array(
+            [[1 + math.sqrt(2) * state[2, 0], state[1, 1]], [state[1, 1], 1 + math.sqrt(2) * state[0, 2]]]
+        )
         outer = max(np.linalg.norm(state[-OUTERMOST:]), np.linalg.norm(state[:, -OUTERMOST:]))
         return Reading(
             self.prediction(state), kl, fisher, mean, square - np.outer(mean, mean), self.gram(state),
@@ -253,4 +255,6 @@ class Hermite:
         """Return p at points, arrays of one shape."""
         left, right = hermite_functions(self.modes[0], theta.ravel()), hermite_functions(self.modes[1], u.ravel())
         rooted = np.einsum("kp,kp->p", left, state @ right)
-        return (rooted * np.exp(-0.25 * (theta.ravel() ** 2 + u.ravel() ** 2)) / math.sqrt(2 * math.pi)).reshape(theta.shape)
+        return (rooted * np.exp(-0.25 * (theta.ravel() ** 2 + u.ravel() ** 2)) / math.sqrt(2 * math.pi)).reshape(
+            theta.shape
+        )

@@ -6,6 +6,7 @@ A solver is a `Model`: it starts a state, moves it, reads it. `hermite` and `fin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -42,23 +43,32 @@ class Reading(NamedTuple):
     """
 
     prediction: Array
-    kl: float
-    fisher: float
+    kl: Any
+    fisher: Any
     mean: Array
     covariance: Array
     gram: Array
     generator: Array
-    lowest: float
-    tail: float
+    lowest: Any
+    tail: Any
 
 
 class Model(Protocol):
     """A solver: states are arrays, moves are pure; `sharpest` is the smallest tolerance that short moves should ask."""
 
-    risk: Risk
-    lam: float
-    train: str
     sharpest: ClassVar[float]
+
+    @property
+    def risk(self) -> Risk:
+        """The risk that is minimised."""
+
+    @property
+    def lam(self) -> float:
+        """The strength of noise and decay."""
+
+    @property
+    def train(self) -> str:
+        """What is trained: "both", "u" or "theta"."""
 
     def start(self) -> Array:
         """Return the state of p0."""
@@ -94,9 +104,8 @@ class Solution:
         Readings, each with a leading axis of length T.
     states : tuple
         The solver's states at the times; `density` reads them.
-    error : dict
-        Estimated numerical errors of `prediction`, `loss`, `kl`, ..., each of shape (T, ...): what a coarser
-        solution changes. Estimates, not bounds; empty if they were not asked for.
+    coarser : Solution or None
+        The same with fewer modes or cells, for `error`.
     path_times, path_energies : ndarray
         Time and Q at the end of every step of the finite volumes; empty for the spectral solver.
     """
@@ -105,7 +114,7 @@ class Solution:
     times: Array
     series: Reading
     states: tuple[Array, ...]
-    error: dict[str, Array] = field(default_factory=dict)
+    coarser: "Solution | None" = None
     path_times: Array = field(default_factory=lambda: np.empty(0))
     path_energies: Array = field(default_factory=lambda: np.empty(0))
 
@@ -178,8 +187,9 @@ class Solution:
 
     @property
     def w2_lower(self) -> Array:
-        """Gelbrich's lower bound on W2(p_t, p0), exact for Gaussian laws, shape (T,)."""
-        pairs = zip(self.series.mean, self.series.covariance, strict=True)
+        """Gelbrich's lower bound on W2(p_t, p0), exact for Gaussian laws, shape (T,); of theta where u is frozen."""
+        kept = slice(0, 1 if self.model.train == "theta" else 2)
+        pairs = zip(self.series.mean[:, kept], self.series.covariance[:, kept, kept], strict=True)
         return np.sqrt([gelbrich(mean, covariance) for mean, covariance in pairs])
 
     @property
@@ -191,6 +201,17 @@ class Solution:
         """Return the density of p at points (which broadcast) at the time `times[at]`."""
         theta, u = np.broadcast_arrays(np.asarray(theta, dtype=np.float64), np.asarray(u, dtype=np.float64))
         return self.model.density(self.states[at], theta, u)
+
+    @cached_property
+    def error(self) -> dict[str, Array]:
+        """Estimated numerical errors by name of `data`: what the coarser solution changes. Estimates, not bounds.
+
+        Empty if they were not asked for.
+        """
+        if self.coarser is None:
+            return {}
+        found = {name: (get(self), get(self.coarser)) for name, (_, get) in QUANTITIES.items()}
+        return {name: np.abs(fine - coarse) for name, (fine, coarse) in found.items() if name not in INDICATORS}
 
     @property
     def data(self) -> "xarray.Dataset":
@@ -207,7 +228,12 @@ class Solution:
                 note = {"long_name": f"estimated numerical error of {name}"}
                 variables[f"{name}_error"] = (dims, self.error[name], note)
         variables["label"] = (("sample",), self.risk.y, {"long_name": "label y"})
-        attrs = {"alpha": self.risk.alpha, "lam": self.lam, "train": self.model.train, "activation": self.risk.unit.h.name}
+        attrs = {
+            "alpha": self.risk.alpha,
+            "lam": self.lam,
+            "train": self.model.train,
+            "activation": self.risk.unit.h.name,
+        }
         return xarray.Dataset(variables, coords, attrs)
 
 
@@ -231,6 +257,8 @@ QUANTITIES: dict[str, tuple[str, Callable[[Solution], Array]]] = {
     "tail": ("the solver's own indicator of what it leaves out", lambda s: np.asarray(s.series.tail)),
 }
 
+INDICATORS = ("lowest_ratio", "tail")
+
 
 def solve(model: Model, times: Array) -> Solution:
     """Return the solution of a model from p0, read at ascending times."""
@@ -247,12 +275,6 @@ def solve(model: Model, times: Array) -> Solution:
     series = Reading(*(np.array(values) for values in zip(*readings, strict=True)))
     steps = np.concatenate(path)
     return Solution(model, times, series, tuple(states), path_times=steps[:, 0], path_energies=steps[:, 1])
-
-
-def differences(fine: Solution, coarse: Solution) -> dict[str, Array]:
-    """Return what a coarser solution changes, by name: estimated errors of the finer one."""
-    names = [name for name in QUANTITIES if name not in ("lowest_ratio", "tail")]
-    return {name: np.abs(QUANTITIES[name][1](fine) - QUANTITIES[name][1](coarse)) for name in names}
 
 
 # --- what can be solved
@@ -288,5 +310,7 @@ def whole(name: str, value: Any, least: int, example: str) -> tuple[int, int]:
     """Return a pair of whole numbers of at least `least` from a number or a pair."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in pair):
-        raise InputError(f"{name} is a whole number of at least {least} or a pair of them, as {example}; got {value!r}.")
+        raise InputError(
+            f"{name} is a whole number of at least {least} or a pair of them, as {example}; got {value!r}."
+        )
     return int(pair[0]), int(pair[1])

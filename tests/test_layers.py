@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
     0    dyadic errors
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs extrapolation markov
     0.2  claims config schemes verdicts
     1    units noise moments interactions
     1.1  backends
@@ -25,8 +25,10 @@ FLOORS = """
     3.1  risk
     3.2  linearised minibatch
     3.3  accounting
-    3.4  steps
-    4    flow
+    3.4  steps solution
+    3.5  hermite finite_volumes quantiles
+    3.6  monge
+    4    flow fokker_planck
     5    observables store
     5.1  bounds increments results
     5.2  planning
