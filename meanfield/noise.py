@@ -53,6 +53,8 @@ class Stream(IntEnum):
     BATCH = 2
     DATA = 3
     PROBE = 4
+    QUADRATURE = 5
+    SAMPLE = 6
 
 
 class Precision(NamedTuple):
