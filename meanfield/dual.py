@@ -40,19 +40,27 @@ BETTER = 1.002  # factor on the bound for which the search goes on
 STEPS = 3  # of Newton's method a ridge
 LENGTHS = (1.0, 0.4, 0.1)  # of a step
 MOST_INPUTS = 512
-CHOOSING, MEASURING, PULLING = 2, 3, 4  # steps of the stream of probes: what draws are for
+# Steps of the stream of probes that name draws: for Phi and for T, in the choice and in the measurement.
+CHOOSING, MEASURING = (2, 3), (4, 5)
 
 
 Objective = Callable[[Array], tuple[float, Array]]
-State = tuple[Array, float, Array]
+
+
+class State(NamedTuple):
+    """Coefficients, what the objective is there, and its gradient."""
+
+    c: Array
+    value: float
+    gradient: Array
 
 
 class Side(NamedTuple):
-    """Particles on which a potential is fitted or checked: all, for T; the pull of clip(u) h_i; some, for Phi; draws."""
+    """Particles on which a potential is fitted (number 0) or checked (1): `groups` for T, some of them for Phi."""
 
     groups: list[Pair]
-    index: int
-    pull: Array
+    number: int
+    pull: Array  # at sigma = 0
     sample: Pair
     draws: Array
 
@@ -110,11 +118,12 @@ def dual_lower(
     if not math.isfinite(activation.suprema[1]):
         return _absent(f"h' of {activation.name} is not bounded")
     kept = slice(None, None, -(-len(x) // MOST_INPUTS))
-    family, gram = Family(activation, x[kept], seed), None if gram is None else gram[kept, kept]
+    family, gram = Family(activation, x[kept], seed), None if gram is None else np.asarray(gram)[kept, kept]
     groups = pairs if len(pairs) > 1 else [part for _, part in parts(pairs[0], 2)]
     if min(len(group.z) for group in groups) < 2:
         raise InputError("the dual needs at least two particles in each of two groups.")
-    return _crossed(family, gram, groups, beat, largest)._replace(**({} if len(pairs) > 1 else {"se": math.nan}))
+    estimate = _crossed(family, gram, groups, beat, largest)
+    return estimate if len(pairs) > 1 else estimate._replace(se=math.nan)
 
 
 def _absent(reason: str) -> Estimate:
@@ -126,27 +135,25 @@ def _crossed(family: Family, gram: Array | None, groups: list[Pair], beat: float
     folds = halves(range(len(groups)))
     chosen = each(lambda mine: _choose(family, gram, [groups[i] for i in mine]), folds)
     for _, expected in chosen:
-        if not expected > beat:
+        if not expected > max(beat, 0.0):
             return _absent(f"its potentials reach {expected:.3g}, not more than {beat:.3g}")
     work = [(i, potential) for (potential, _), others in zip(chosen, folds[::-1], strict=True) for i in others]
-    values = np.empty(len(groups))
-    values[[i for i, _ in work]] = each(
-        lambda one: _measured(family, gram, one[1], groups[one[0]], largest, one[0]), work
+    return mean_estimate(
+        each(lambda one: _measured(family, gram, one[1], groups[one[0]], largest, one[0]), work), SOURCE
     )
-    return mean_estimate(values, SOURCE)
 
 
 def _measured(family: Family, gram: Array | None, potential: Potential, pair: Pair, largest: int, index: int) -> float:
     """Return 2 (E_p T - E_p0 Phi) for one group: T over all its particles, centred, Phi over some of the reference."""
     some = pair if pair.weights is not None else pair.thinned(-(-len(pair.z) // largest))
     c = potential.coefficients
-    found = losses(family, potential, some, lambda rows: draws(family, (MEASURING, index), rows, PAIRS))
+    found = losses(family, potential, some, lambda rows: draws(family, (MEASURING[0], index), rows, PAIRS))
     loss, quadratic = float(some.mean(found.values)), found.quadratic
     if gram is not None:
         centred = quadratic - some.mean(quadratic)
         share = float(some.mean(centred * found.values)) / max(float(some.mean(centred * centred)), SMALLEST)
         loss -= share * (float(some.mean(quadratic)) - 0.5 * float(c @ gram @ c))
-    return 2 * (float(c @ pull(family, potential.sigma, pair, (PULLING, index))) - loss)
+    return 2 * (float(c @ pull(family, potential.sigma, pair, (MEASURING[1], index))) - loss)
 
 
 # --- the choice of a potential
@@ -157,39 +164,39 @@ def _choose(family: Family, gram: Array | None, groups: Sequence[Pair]) -> tuple
     several = zip(*[[part for _, part in parts(group, 2)] for group in groups], strict=True)
     fit, check = (_side(family, list(half), k) for k, half in enumerate(several))
     metric = _metric(family, fit.sample) if gram is None else gram
-    guess = np.linalg.solve(metric + GUESS * np.diag(np.diag(metric)), fit.pull)
+    guess = np.linalg.solve(metric + GUESS * np.diag(_sizes(metric)), fit.pull)
     square = float(guess @ check.pull)
-    best, ridges = (Potential(np.zeros(len(guess)), 0.0), 0.0), RIDGES
+    best, ridges = (Potential(np.zeros(len(guess)), 0.0), 0.0), list(RIDGES)
     for width in WIDTHS if square > 0 else ():
         sigma = width * math.sqrt(square)
         fitted, checked = (_objective(family, gram, side, sigma) for side in (fit, check))
-        at: State = (best[0].coefficients, *fitted(best[0].coefficients))
+        at = State(best[0].coefficients, *fitted(best[0].coefficients))
         for ridge in ridges:
             at = _climbed(fitted, metric, ridge, at)
-            before, expected = best[1], 2 * checked(at[0])[0]
+            before, expected = best[1], 2 * checked(at.c)[0]
             if expected > before:
-                best, ridges = (Potential(at[0], sigma), expected), (ridge,)
+                best, ridges = (Potential(at.c, sigma), expected), [ridge]
             if not expected > BETTER * before:
                 break
     return best
 
 
-def _side(family: Family, groups: list[Pair], index: int) -> Side:
+def _side(family: Family, groups: list[Pair], number: int) -> Side:
     stride = max(1, -(-sum(len(g.z) for g in groups) // FITTED))
     thin = [g.thinned(stride) for g in groups]
     columns = ([g.z for g in thin], [g.reference for g in thin], [g.masses / len(thin) for g in thin])
     sample = Pair(*(np.concatenate(column) for column in columns))
-    where, whole = (CHOOSING, index), slice(0, len(sample.z))
-    return Side(groups, index, _pulled(family, 0.0, groups, index), sample, draws(family, where, whole, PAIRS))
+    drawn = draws(family, (CHOOSING[0], number), slice(0, len(sample.z)), PAIRS)
+    return Side(groups, number, _pulled(family, 0.0, groups, number), sample, drawn)
 
 
-def _pulled(family: Family, sigma: float, groups: Sequence[Pair], index: int) -> Array:
-    return np.mean([pull(family, sigma, g, (PULLING, 2 * k + index)) for k, g in enumerate(groups)], axis=0)
+def _pulled(family: Family, sigma: float, groups: Sequence[Pair], number: int) -> Array:
+    return np.mean([pull(family, sigma, g, (CHOOSING[1], 2 * k + number)) for k, g in enumerate(groups)], axis=0)
 
 
 def _objective(family: Family, gram: Array | None, side: Side, sigma: float) -> Objective:
     """Return the function of c that gives half the bound on this side and its gradient."""
-    along = _pulled(family, sigma, side.groups, side.index)
+    along = _pulled(family, sigma, side.groups, side.number)
 
     def objective(c: Array) -> tuple[float, Array]:
         found = losses(family, Potential(c, sigma), side.sample, lambda rows: side.draws[rows])
@@ -205,7 +212,7 @@ def _objective(family: Family, gram: Array | None, side: Side, sigma: float) -> 
 def _climbed(objective: Objective, metric: Array, ridge: float, at: State) -> State:
     """Return where Newton's method arrives from there, for the objective less a ridge."""
     c, value, gradient = at
-    penalty = ridge * np.diag(metric)
+    penalty = ridge * _sizes(metric)
     for _ in range(STEPS):
         step = np.linalg.solve(metric + np.diag(penalty), gradient - penalty * c)
         before = value - 0.5 * float(penalty @ c**2)
@@ -220,7 +227,13 @@ def _climbed(objective: Objective, metric: Array, ridge: float, at: State) -> St
         c, (value, gradient) = trial, found
         if gain < (BETTER - 1) * abs(value):
             break
-    return c, value, gradient
+    return State(c, value, gradient)
+
+
+def _sizes(metric: Array) -> Array:
+    """Return the diagonal of H; of an input that no neuron sees, something above zero."""
+    diagonal = np.diag(metric)
+    return np.maximum(diagonal, max(1e-9 * float(diagonal.max()), SMALLEST))
 
 
 def _metric(family: Family, sample: Pair) -> Array:

@@ -4,21 +4,20 @@ To leading order a network is transported along potentials u g(theta), g = sum_i
 best Phi for T = u g is a supremum over R^d, which a sample cannot bound. With smoothing in place of the supremum,
 
     T(theta, u)   = clip(u) E g(theta + sigma xi),                             xi ~ N(0, I_d), clip(u) in [-U, U],
-    Phi(theta, u) = sigma^2 log E exp(B(u, g(theta + sigma xi)) / sigma^2),    B(u, g) >= sup_v clip(v) g - (v - u)^2 / 2,
+    Phi(theta, u) = sigma^2 log E exp(B(u, g(theta + sigma xi)) / sigma^2),
+    B(u, g)       = s g - (s - u)^2 / 2 + dist(u, [-U, U])^2 / 2,              s = clip(u + g),
 
-are a pair for every g and sigma. For N(theta, sigma^2 I) has the entropy |theta - theta0|^2 / (2 sigma^2) relative to
-N(theta0, sigma^2 I), and E_q phi <= KL(q || q0) + log E_q0 e^phi [DonskerVaradhan75] with phi = (clip(u) g -
-(u - u0)^2 / 2) / sigma^2 is the inequality that is wanted; for the heat semigroup it is the log-Harnack inequality
-[RocknerWang10]. As sigma falls Phi becomes the supremum; smoothing costs a share of W2^2 of about sigma^2 / 2 times the
-degree of g as a polynomial. With s = clip(u + g)
-
-    B(u, g) = s g - (s - u)^2 / 2 + dist(u, [-U, U])^2 / 2.
+are a pair for every g and sigma. Indeed B(u, g) >= clip(v) g - (v - u)^2 / 2 for all v; N(theta, sigma^2 I) has the
+entropy |theta - theta0|^2 / (2 sigma^2) relative to N(theta0, sigma^2 I); and E_q phi <= KL(q || q0) + log E_q0 e^phi
+[DonskerVaradhan75] with phi = (clip(u) g - (u - u0)^2 / 2) / sigma^2 is the inequality that is wanted. (For the heat
+semigroup it is the log-Harnack inequality [RocknerWang10].) As sigma falls Phi becomes the supremum; smoothing costs a
+share of about sigma^2 k / 2 of W2^2, k the degree of u g as a polynomial.
 
 **Measuring Phi.** E_p0 Phi is an average over the reference, whose law is p0, of the logarithm of an average over xi.
-The draws are moved to where the exponent is about largest, theta + s grad g, and weighted by the ratio of densities:
-only the curvature of s g is left to fluctuate. The logarithm is bounded by log x <= log a + x / a - 1, with a the mean over
-all draws but x, a pair +-xi. As a and x are independent this is an upper bound in expectation for any number of draws,
-however unequal the weights; it loses sigma^2 times their relative variance over that number. E_p0 clip(u) g = 0 is subtracted.
+The draws are moved to where the exponent is about largest and weighted by the ratio of densities: only the curvature of
+s g is left to fluctuate. The logarithm is bounded by log x <= log a + x / a - 1, x a pair +-xi and a the mean over the
+other pairs. As a and x are independent this is an upper bound in expectation for any number of draws, however unequal
+the weights; it loses sigma^2 times their relative variance over that number. E_p0 clip(u) g = 0 is subtracted.
 
 Read next: `dual`, which chooses c and sigma.
 """
@@ -39,7 +38,8 @@ Array = npt.NDArray[Any]
 CLIP = 2.5  # U
 PAIRS = 8  # of draws +-xi a particle
 CLIMBS = 3  # iterations towards the largest exponent
-BLOCK = 1 << 16  # numbers of a table over (particle, draw, input)
+LINE = (0.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0)  # where they start, in units of sigma
+BLOCK = 1 << 18  # numbers of a table over (particle, draw, input)
 SMALLEST = 1e-300
 
 
@@ -86,10 +86,8 @@ def losses(family: Family, potential: Potential, pair: Pair, drawn: Callable[[sl
     masses, found = pair.masses, []
     for rows in _blocks(len(masses), PAIRS * len(family.x)):
         found.append(_losses(family, potential, pair.reference[rows], masses[rows], drawn(rows)))
-    values, quadratic, slope, quadratic_slope = zip(*found, strict=True)
-    return Losses(
-        np.concatenate(values), np.concatenate(quadratic), np.sum(slope, axis=0), np.sum(quadratic_slope, axis=0)
-    )
+    values, quadratic, *slopes = zip(*found, strict=True)
+    return Losses(np.concatenate(values), np.concatenate(quadratic), *(np.sum(slope, axis=0) for slope in slopes))
 
 
 def _blocks(count: int, width: int) -> Iterator[slice]:
@@ -108,15 +106,14 @@ def draws(family: Family, where: tuple[int, int], rows: slice, several: int) -> 
     return (xi.reshape(-1, d) @ family.x.T.astype(np.float32)).reshape(count, several, n)
 
 
-def _losses(family: Family, potential: Potential, z: Array, masses: Array, draws: Array) -> Losses:
+def _losses(family: Family, potential: Potential, z: Array, masses: Array, drawn: Array) -> Losses:
     (c, sigma), u, w = potential, z[:, -1], z[:, :-1] @ family.x.T
     h, h1 = family.activation.value_and_first(w)
     g, gradient = h @ c, (h1 * c) @ family.x
-    clipped, square, inner = np.clip(u, -CLIP, CLIP), u * u, gradient @ family.x.T
+    clipped, square = np.clip(u, -CLIP, CLIP), u * u
     quadratic = 0.5 * (square * np.einsum("mi,mi->m", gradient, gradient) + g * g)
-    quadratic_slope = (masses * g) @ h + (masses * square) @ (h1 * inner)
-    direction = _towards_top(family, c, u, w, (g, h1))
-    exponents, pulls = _exponents(family, potential, w, u, direction, draws)
+    quadratic_slope = (masses * g) @ h + (masses * square) @ (h1 * (gradient @ family.x.T))
+    exponents, pulls = _exponents(family, potential, w, u, _towards_top(family, potential, w, u), drawn)
     top = exponents.max(axis=(0, 2))
     weights = np.exp(exponents - top[:, None])
     values = sigma**2 * (top + _log_mean(weights.mean(axis=0))) - clipped * g
@@ -125,35 +122,51 @@ def _losses(family: Family, potential: Potential, z: Array, masses: Array, draws
     return Losses(values, quadratic, slope, quadratic_slope)
 
 
-def _towards_top(family: Family, c: Array, u: Array, w: Array, start: tuple[Array, Array]) -> Array:
-    """Return q, (m, n), such that B(u, g) - |move|^2 / 2 is about largest at theta + move, move = sum q_i x_i.
+def _towards_top(family: Family, potential: Potential, w: Array, u: Array) -> Array:
+    """Return q, (m, n), such that B(u, g) - |move|^2 / 2 is about largest at theta + move, move = sum_i q_i x_i.
 
-    It is stationary where move = s grad g. That is iterated from theta, halfway back where it does not lead up.
+    Stationary is move = s grad g. That is iterated from theta or from where it is best along a line, halfway back where
+    it does not lead up. Any move is valid, but one to a lesser of two tops would not see the other: hence the line, the
+    direction along which inputs lie and g bends most.
     """
-    (g, h1), metric = start, family.x @ family.x.T
-    best, tried = np.zeros_like(w), np.clip(u + g, -CLIP, CLIP)[:, None] * (h1 * c)
-    height = np.full(len(u), -np.inf)
-    for _ in range(CLIMBS):
+    w, u, c, x = (array.astype(np.float32) for array in (w, u, potential.coefficients, family.x))
+    metric = x @ x.T
+
+    def height(g: Array, square: Array) -> tuple[Array, Array]:
+        s = np.clip(u + g, -CLIP, CLIP)
+        return s * g - 0.5 * (s - u) ** 2 - 0.5 * square, s
+
+    best = tried = _along_line(family, potential, w, metric, height)
+    highest = np.full(len(u), -np.inf, dtype=np.float32)
+    for _ in range(1 + CLIMBS):
         moved = tried @ metric
         h, h1 = family.activation.value_and_first(w + moved)
-        g = h @ c
-        s = np.clip(u + g, -CLIP, CLIP)
-        value = s * g - 0.5 * (s - u) ** 2 - 0.5 * np.einsum("mi,mi->m", tried, moved)
-        up = value > height
-        best[up], height[up] = tried[up], value[up]
-        tried = np.where(up[:, None], s[:, None] * (h1 * c), 0.5 * (best + tried))
+        found, s = height(h @ c, np.einsum("mi,mi->m", tried, moved))
+        up = (found > highest)[:, None]
+        best, highest = np.where(up, tried, best), np.maximum(found, highest)
+        tried = np.where(up, s[:, None] * (h1 * c), 0.5 * (best + tried))
     return best
 
 
+def _along_line(family: Family, potential: Potential, w: Array, metric: Array, height: Callable) -> Array:
+    """Return the best q among multiples of the first eigenvector of X X', 0 included."""
+    values, vectors = np.linalg.eigh(metric)
+    unit = vectors[:, -1] / np.sqrt(max(float(values[-1]), SMALLEST))
+    lengths = (potential.sigma * np.asarray(LINE)).astype(np.float32)
+    there, c = unit @ metric, potential.coefficients.astype(np.float32)
+    heights = [height(family.activation.value(w + t * there) @ c, t * t)[0] for t in lengths]
+    return lengths[np.argmax(heights, axis=0)][:, None] * unit
+
+
 def _exponents(
-    family: Family, potential: Potential, w: Array, u: Array, direction: Array, draws: Array
+    family: Family, potential: Potential, w: Array, u: Array, direction: Array, drawn: Array
 ) -> tuple[Array, Array]:
-    """Return the logarithms of the weights, (2, m, K), and s h_i, (2, m, K, n), at theta + sum direction_i x_i +- xi."""
+    """Return log weights, (2, m, K), and s h_i, (2, m, K, n), at theta + sum_i direction_i x_i +- sigma xi."""
     (c, sigma), moved, height = potential, direction @ family.x, u[:, None]
-    centre, wide = (w + moved @ family.x.T).astype(np.float32)[:, None], np.float32(sigma) * draws
-    along = (draws @ direction.astype(np.float32)[:, :, None])[:, :, 0] / sigma
+    centre, wide = (w + moved @ family.x.T).astype(np.float32)[:, None], np.float32(sigma) * drawn
+    along = (drawn @ direction[:, :, None])[:, :, 0].astype(np.float64) / sigma
     fixed = 0.5 * (np.maximum(np.abs(u) - CLIP, 0.0) ** 2 - np.einsum("mi,mi->m", moved, moved))[:, None]
-    exponents, pulls = np.empty((2, *along.shape)), np.empty((2, *draws.shape), dtype=np.float32)
+    exponents, pulls = np.empty((2, *along.shape)), np.empty((2, *drawn.shape), dtype=np.float32)
     for sign, exponent, out in zip((1, -1), exponents, pulls, strict=True):
         h = family.activation.value(centre + sign * wide)
         g = (h @ c.astype(np.float32)).astype(np.float64)
