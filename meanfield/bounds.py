@@ -107,11 +107,17 @@ def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
         return Estimate(0.0, 0.0, "start")
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs, blocks=_blocks(pairs))]
-    h = network(flow).unit.h if _is_network(flow) else None
-    if h is not None and all(np.isfinite(h.suprema[1:3])) and clouds[0].m >= FEWEST:
-        candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
+    if _is_network(flow) and clouds[0].m >= FEWEST:
+        candidates.append(_dual(clouds, flow, pairs, candidates[0].value))
     best = tightest_lower(candidates, len(clouds))
     return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
+
+
+def _dual(clouds: Sequence[Cloud], flow: Flow, pairs: Coupled, beat: float) -> Estimate:
+    """Return the dual bound on W2^2, in units of std; H is that of the inputs there."""
+    risk, cloud = network(flow), clouds[0]
+    gram = risk.gram_start(cloud.start_std, "both")
+    return dual.dual_lower(pairs, inputs(clouds, flow), risk.unit.h, gram=gram, beat=beat, seed=cloud.seed)
 
 
 @observable("upper bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)

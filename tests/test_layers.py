@@ -19,8 +19,8 @@ FLOORS = """
     1    units noise moments interactions
     1.1  backends
     2    cloud datasets transport entropy tilts readings
-    2.1  donsker dual panels
-    2.2  plots
+    2.1  donsker potentials panels
+    2.2  dual plots
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
