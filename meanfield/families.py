@@ -311,16 +311,9 @@ def _inputs(features: ProbeFeatures, dimension: int) -> None:
 
 
 def log_mean(exponents: Array) -> float:
-    """Return log mean e^exponents, or refuse a mean that rests on few of them."""
+    """Return log mean e^exponents."""
     top = float(exponents.max())
-    weights = np.exp(exponents - top)
-    total = float(weights.sum())
-    if 1 / total > LARGEST_SHARE and len(weights) > 1:
-        raise MeanfieldError(
-            f"log E_p0 e^phi rests on too few of {len(weights)} samples of p0 (one carries {1 / total:.0%} of the mean): "
-            "the law is too far from p0 for these fields. Take more probes, or fewer fields."
-        )
-    return top + math.log(total / len(weights))
+    return top + math.log(float(np.exp(exponents - top).mean()))
 
 
 def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> Array:
@@ -331,7 +324,7 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
     Raises
     ------
     MeanfieldError
-        If there is no maximum: the samples of p0 do not reach as far as the law.
+        If there is no maximum, or it rests on few of the samples of p0: they do not reach as far as the law.
     """
     a = np.zeros(table.shape[1]) if start is None else start
 
@@ -347,6 +340,7 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
         return float(a @ push) - top - math.log(total / len(g)), push - mean, weights.astype(table.dtype), slope
 
     value, gradient, weights, slope = state(a)
+    converged = False
     for _ in range(ITERATIONS):
         mean = push - gradient
         hessian = ((slope.T * weights) @ slope).astype(np.float64) - np.outer(mean, mean)
@@ -355,16 +349,17 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
         hessian[np.diag_indices_from(hessian)] += 1e-12 * np.trace(hessian)
         step = np.linalg.solve(hessian, gradient)
         gain = float(step @ gradient)
-        if gain <= 1e-12 + 1e-9 * abs(value):
-            return a
         length = 1.0
-        while (trial := state(a + length * step))[0] <= value and length > 1e-6:
+        while gain > 1e-12 + 1e-9 * abs(value) and (trial := state(a + length * step))[0] <= value and length > 1e-6:
             length /= 2
-        if trial[0] <= value:
-            return a
+        converged = gain <= 1e-12 + 1e-9 * abs(value) or trial[0] <= value
+        if converged:
+            break
         a = a + length * step
         value, gradient, weights, slope = trial
-    raise MeanfieldError(
-        f"no best combination of {len(push)} fields was found in {ITERATIONS} iterations: the samples of p0 may not "
-        "reach as far as the law. Take more probes, or fewer fields."
-    )
+    if not converged or weights.max() > LARGEST_SHARE:
+        raise MeanfieldError(
+            f"no best combination of {len(push)} fields was found, or it rests on few of the {len(table)} samples of p0 "
+            f"(one carries {weights.max():.0%} of the mean): the law is too far from p0. Take more probes, or fewer fields."
+        )
+    return a
