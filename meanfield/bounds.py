@@ -33,6 +33,8 @@ Coupled = list[tuple[Array, Array, Array | None]]
 PROBES = 100_000
 PLUGIN = 1000
 NEIGHBOURS = 5
+# Largest dimension in which clouds are paired anew: beyond, samples of usual sizes are too thin to gain by it.
+REPAIRED = 3
 # Bounds that are chosen on one part of the particles and measured on another need a few.
 FEWEST = 16
 
@@ -122,8 +124,11 @@ def _dual(clouds: Sequence[Cloud], flow: Flow, pairs: Coupled, beat: float) -> E
 
 @observable("upper bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
 def w2_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
-    """Return the best of the coupled distance (U1) and sqrt(2 KL) (U3)."""
-    candidates = [transport.coupled_upper(standardised(clouds, flow))]
+    """Return the best of the coupled distance (U1), the clouds paired anew (U2; D <= 3) and sqrt(2 KL) (U3)."""
+    pairs = standardised(clouds, flow)
+    candidates = [transport.coupled_upper(pairs)]
+    if clouds[0].dimension <= REPAIRED and clouds[0].weights is None and candidates[0].value > 0:
+        candidates.append(transport.repaired_upper(pairs))
     try:
         kl = kl_upper(clouds, flow)
         candidates.append(Estimate(2 * kl.value, 2 * kl.se, f"talagrand({kl.source})"))

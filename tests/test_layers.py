@@ -18,9 +18,9 @@ FLOORS = """
     0.2  claims config schemes verdicts
     1    units noise moments interactions
     1.1  backends
-    2    cloud datasets transport entropy tilts readings
-    2.1  donsker potentials panels
-    2.2  dual plots
+    2    cloud datasets transport entropy tilts readings slices
+    2.1  donsker potentials panels dual distances families
+    2.2  dual plots intervals
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
