@@ -14,13 +14,18 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
     0    dyadic errors
+    0.02 assumptions
+    0.04 identities generalisation
+    0.06 aposteriori
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
     1    units noise moments interactions
+    1.05 gram
     1.1  backends
     2    cloud datasets transport entropy tilts readings
     2.1  donsker dual panels
     2.2  plots
+    2.3  spectrum regression
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
