@@ -75,9 +75,9 @@ def dual_coefficients(r: ArrayLike, alpha: float, lam: float) -> Array:
 def dual_energy(c: ArrayLike, y: ArrayLike, log_partition: float, *, alpha: float, lam: float) -> float:
     """Return D(c) = (lam / alpha) c . y - (n lam^2 / (4 alpha^2)) abs(c)^2 - lam log Z(c) <= Q* (C5), square loss.
 
-    log Z(c) = log E_p0 e^(c . psi) = log E_theta e^(g^2 / 2), g = sum_i c_i h(theta . x_i), is given as `log_partition`:
-    an upper bound on it keeps D(c) a lower bound. For every c and p, Q(p) - D(c) is
-    (1/n) sum (f - y + n lam c / (2 alpha))^2 + lam KL(p || e^(c . psi) p0 / Z), which also proves the statement.
+    log Z(c) = log E_p0 e^(c . psi) = log E_theta e^(g^2 / 2), g = sum_i c_i h(theta . x_i), is given as
+    `log_partition`: an upper bound on it keeps D(c) a lower bound. For every c and p, Q(p) - D(c) is (1/n) sum (f - y
+    + n lam c / (2 alpha))^2 + lam KL(p || e^(c . psi) p0 / Z), which also proves the statement.
     """
     positive(alpha=alpha, lam=lam)
     c, y = np.asarray(c, dtype=np.float64), np.asarray(y, dtype=np.float64)

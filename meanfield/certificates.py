@@ -46,7 +46,7 @@ def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         out.append(judge("records: loss", text, ratio, zeros + 1e-6, zeros, data.time.values))
     if "kl_account" in data and "kl_upper" in data:
         text = "stored KL upper bound equals the mean account it is made of"
-        at = data.kl_account.values[:, _bound_index(data)]
+        at = data.kl_account.values[:, bound_index(data)]
         made = data.kl_upper_source.values.astype(str) == "account"
         if made.any():
             mean, upper = at.mean(0)[made], data.kl_upper.values[made]
@@ -62,7 +62,7 @@ def _no_number_disagrees(gap: Array, data: Any) -> Array:
     return np.where(np.isnan(gap), np.inf, gap) if data.attrs.get("status") == "finished" else gap
 
 
-def _bound_index(data: Any) -> list[int]:
+def bound_index(data: Any) -> list[int]:
     """Return where the bound times stand among the times."""
     return [int(np.argmin(np.abs(data.time.values - t))) for t in data.bound_time.values]
 
@@ -92,6 +92,82 @@ def c0(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     ]
 
 
+def c0_time(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the reference travels as (3.4) says: the right lam in noise and decay, and the right time."""
+    name, text = "C0 time", "E|Zbar_t - Z_0|^2 of the reference against 2 D (1 - e^(-lam t)), in standard errors"
+    missing = missing_variable(data, name, text, "reference_travelled", "reference_travelled_se")
+    if missing:
+        return [missing]
+    a = data.attrs
+    lam, decay = float(a["lam"]), float(a.get("decay", 1))
+    if lam <= 0 or a.get("scheme") == "euler_literal":
+        note = "no noise was drawn" if lam <= 0 else "Algorithm 1 as printed does not follow equation (3.4)"
+        return [Verdict(name, text, NOT_APPLICABLE, note=note)]
+    dim = {"both": int(a["D"]), "u": 1, "theta": int(a["D"]) - 1}[a.get("train", "both")]
+    low, high = (dim * v for v in _travel(data, lam, decay))
+    found, spread = data.reference_travelled.values.mean(0), data.reference_travelled_se.values
+    # Its error is that of the truth, not of what was found: were the distance far too small, so would be its own error.
+    share = spread.mean(0) / np.maximum(found, np.finfo(float).tiny) / math.sqrt(len(spread))
+    off = np.maximum(np.maximum(low - found, found - high), 0.0)
+    later = data.time.values > 0
+    if not later.any():
+        return [Verdict(name, text, NOT_APPLICABLE, note="no time has passed")]
+    # In single precision every step rounds.
+    rounding = 1e-3 if a.get("dtype") == "float32" else 0.0
+    scale = np.where(later, (share + rounding) * np.where(low > 0, low, 1.0), 1.0)
+    return [surprise(name, text, np.where(later, off / scale, 0.0), data.time.values, normal_limits())]
+
+
+def _travel(data: Any, lam: float, decay: float) -> tuple[Array, Array]:
+    """Return the least and the most that E|Zbar_t - Z_0|^2 / D may be: one number but for Euler's steps.
+
+    With x = lam eta, a decay by 1 - x a step lies between e^(-lam t (1 + x / (2 (1 - x)))) and e^(-lam t), and the
+    variance between 1 and 1 / (1 - x / 2).
+    """
+    times = data.time.values
+    if not decay:
+        return 2 * lam * times, 2 * lam * times
+    rate = lam * decay
+    x = rate * float(data.eta.values.max()) if data.attrs.get("scheme") == "euler" else 0.0
+    if not 0 <= x < 1:
+        return np.zeros(len(times)), np.full(len(times), np.inf)
+    low = theory.reference_travelled(times, rate)
+    high = theory.reference_travelled(times * (1 + x / (2 * (1 - x))), rate, 1 / (1 - x / 2))
+    return low / decay, high / decay
+
+
+def gram_matrix(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge the Gram matrices: on a cloud against a pass without one, and at p0 against independent particles."""
+    name, text = "C1 Gram matrix", "relative defect of H r against E <grad psi_i, sum_k r_k grad psi_k>, same particles"
+    missing = missing_variable(data, name, text, "gram_defect")
+    out = [missing] if missing else []
+    if not missing:
+        defect = data.gram_defect.values.max(0)
+        allowed = np.full(len(defect), 1e-3 if data.attrs.get("dtype") == "float32" else 1e-8)
+        out.append(judge(name, text, defect, allowed, np.zeros(len(defect)), data.bound_time.values))
+    name, text = "C1 H(p0)", "r' H(p0) r in closed form against the reference's particles, in standard errors"
+    missing = missing_variable(data, name, text, "gram_start_score")
+    if missing:
+        return [*out, missing]
+    score = np.abs(data.gram_start_score.values.sum(0)) / math.sqrt(data.sizes["replicate"])
+    return [*out, surprise(name, text, score, data.bound_time.values, normal_limits())]
+
+
+def injective(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the kicks were one-to-one, without which the KL account counts too little."""
+    name, text = "C4 injective kicks", "kicks: 0 proved one-to-one, 1 not proved, 2 seen to fold"
+    missing = missing_variable(data, name, text, "kick_fault")
+    if missing:
+        return [missing]
+    fault = data.kick_fault.values.max(0)
+    note = {
+        0.0: "",
+        1.0: "the steps are too long to prove it; the KL account is void from then on",
+        2.0: "det DT < 0 at a particle: the steps are far too long, and the KL account is void from then on",
+    }[float(fault.max())]
+    return [surprise(name, text, fault, data.time.values, (0.0, 1.0), note)]
+
+
 def i5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge whether the reference is coupled: E|Z - Zbar|^2 is what (I5) expects, up to rounding."""
     name, text = "(I5) coupling", "defect of E|Z - Zbar|^2 against (I5) along the steps, over its rounding error"
@@ -106,12 +182,31 @@ def i5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         stored = np.abs(np.array(last) - size[:, -1])[:, None]
         defect, size = np.hstack([defect, stored]), np.hstack([size, size[:, -1:]])
         times = np.append(times, times[-1])
-    single = data.attrs.get("dtype", "float64") == "float32"
-    # Every step rounds each of D coordinates of size one, beside what the sums do.
-    rounding = int(data.attrs["D"]) * (int(data.attrs.get("steps", 0)) + 1) * (8 * (6e-8 if single else 1.2e-16)) ** 2
-    tolerance = (2e-4 if single else 1e-8) * size + rounding
+    tolerance = _rounded_distance(data, size)
     ratio = (defect / tolerance).max(0)
     return [judge(name, text, ratio, np.ones_like(ratio), np.zeros_like(ratio), times)]
+
+
+def _rounded_distance(data: Any, size: Array) -> Array:
+    """Return what rounding may do to E|Z - Zbar|^2 = `size` along the steps of a run.
+
+    A kick is rounded to the grid of its particle's coordinates, which are of size one, by up to u, half the spacing
+    of the numbers there (the reference is not kicked, and the same channel leaves both on one grid). Over the steps
+    it is nearly the same kick, so that these errors add up: to s = u K in K kicks, of either sign from coordinate to
+    coordinate. Together
+
+        E|Z - Zbar + error|^2 - E|Z - Zbar|^2 = 2 mean (Z - Zbar) . error + mean |error|^2,
+
+    of which the first is at most about 4 s sqrt(size / m) by chance, and the second D s^2; beside them stands what one
+    pass rounds in its sums, and K roundings of the decay, relative to the size.
+    """
+    a = data.attrs
+    unit = 2.0**-24 if a.get("dtype", "float64") == "float32" else 2.0**-53
+    kicks = 2 * (int(a.get("steps", 0)) + 1)
+    error = unit * kicks
+    relative = (2e-4 if unit > 1e-10 else 1e-8) + 2 * error
+    absolute = int(a["D"]) * (error**2 + kicks * (8 * unit) ** 2)
+    return relative * size + 4 * error * np.sqrt(size / int(a["m"])) + absolute
 
 
 def c3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
@@ -156,7 +251,7 @@ def _account_above(data: Any) -> list[Verdict]:
     if missing:
         return [missing]
     mean, spread = replicate_mean(data, "kl_account")
-    at = _bound_index(data)
+    at = bound_index(data)
     error = spread[at] + safe_error(data, "kl_lower")
     return [brackets(name, text, data.kl_lower.values, mean[at], error, data.bound_time.values)]
 
@@ -184,11 +279,11 @@ def i4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     if missing or reason:
         return [missing or Verdict(name, text, NOT_APPLICABLE, note=reason)]
     error = safe_error(data, "energy_lower")
-    start = np.full(len(error), float(data.loss.values[:, 0].mean())) + _euler_excess(data)
+    start = np.full(len(error), float(data.loss.values[:, 0].mean())) + euler_excess(data)
     return [judge(name, text, data.energy_lower.values, start, error, data.bound_time.values)]
 
 
-def _euler_excess(data: Any) -> float:
+def euler_excess(data: Any) -> float:
     """Return lam KL(N(0, v I) || p0), v = 1 / (1 - eta lam / 2): what the law of an Euler scheme is off by at rest."""
     a = data.attrs
     rate = float(a["lam"]) * float(a.get("decay", 1)) * float(data.eta.values.max())

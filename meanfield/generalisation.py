@@ -2,14 +2,15 @@ r"""How well the minimiser of Q predicts: (5.2) to (5.5), Lemmas 5.5 and 5.6, Th
 
     f(p, x) = alpha E_p[u h(theta . x)],     Q(p) = L(p) + lam KL(p || p0),     p* the minimiser of Q
 
-The proof has three parts. (5.2) to (5.5): the mixture p^ = (1 - 1/alpha) p0 + p_true / alpha of the start with a law that
-interpolates the labels, alpha E_{p^} psi = E_{p_true} psi = y, has no loss, so that Q(p*) <= Q(p^) = lam KL(p^ || p0).
-Lemma 5.5: the Rademacher complexity of a ball of relative entropy. Lemma 5.6: from there to the error on new data.
+The proof has three parts. (5.2) to (5.5): the mixture p^ = (1 - 1/alpha) p0 + p_true / alpha of the start with a law
+that interpolates the labels, alpha E_{p^} psi = E_{p_true} psi = y, has no loss, so that Q(p*) <= Q(p^) = lam KL(p^
+|| p0). Lemma 5.5: the Rademacher complexity of a ball of relative entropy. Lemma 5.6: from there to the error on new
+data.
 
-The constants here are *explicit*: derived for this package, with the proof in the documentation ("Where the printed text
-is loose or wrong"); they hold for every radius M of the ball and with G1 = sup |h| in place of G. The printed ones need
-alpha^-2 chi^2 <= 1/2 and are not repeated here. Labels are +1 or -1, alpha >= 1, and the zero-one loss is 1{y f < 0}.
-Pure functions of numbers; numpy alone is needed.
+The constants here are *explicit*: derived for this package, with the proof in the documentation ("Where the printed
+text is loose or wrong"); they hold for every radius M of the ball and with G1 = sup |h| in place of G. The printed
+ones need alpha^-2 chi^2 <= 1/2 and are not repeated here. Labels are +1 or -1, alpha >= 1, and the zero-one loss is
+1{y f < 0}. Pure functions of numbers; numpy alone is needed.
 """
 
 import math
@@ -50,7 +51,7 @@ def minimiser_energy(alpha: float, lam: float, chi2: float) -> float:
 
 
 def minimiser_loss(alpha: float, lam: float, chi2: float) -> float:
-    """Return lam log(1 + alpha^-2 chi^2) >= L(p*): (5.4), from L <= Q, its alpha^-2 chi^2 sharpened by the logarithm."""
+    """Return lam log(1 + alpha^-2 chi^2) >= L(p*): (5.4), from L <= Q, sharpened by the logarithm."""
     return minimiser_energy(alpha, lam, chi2)
 
 
@@ -62,9 +63,9 @@ def minimiser_kl(alpha: float, chi2: float) -> float:
 def frozen_energy(K2: ArrayLike, y: ArrayLike, alpha: float, lam: float) -> float:
     """Return (lam / (2 alpha^2)) y' (K2 + n lam / (2 alpha^2))^-1 y >= Q(p*), without a teacher; square loss.
 
-    It is the least energy over laws with theta ~ N(0, I) and u | theta ~ N(a . h(theta), 1), for which f = alpha K2 a and
-    KL = a' K2 a / 2: kernel ridge regression. Explicit (ours); holds for every h, alpha > 0 and label. L(p*) is at most
-    it, and KL(p* || p0) at most it over lam: (5.4) and (5.5) with numbers that the data give.
+    It is the least energy over laws with theta ~ N(0, I) and u | theta ~ N(a . h(theta), 1), for which f = alpha K2 a
+    and KL = a' K2 a / 2: kernel ridge regression. Explicit (ours); holds for every h, alpha > 0 and label. L(p*) is
+    at most it, and KL(p* || p0) at most it over lam: (5.4) and (5.5) with numbers that the data give.
 
     Parameters
     ----------
@@ -86,9 +87,9 @@ def frozen_energy(K2: ArrayLike, y: ArrayLike, alpha: float, lam: float) -> floa
 def rademacher_bound(M: float, alpha: float, n: int, G1: float) -> float:
     """Return (alpha G1 / sqrt n) inf_{0<s<1} (M - log(1 - s^2) / 2) / s, at least R_n of {f(p, .) : KL(p || p0) <= M}.
 
-    Lemma 5.5 for every M >= 0, explicit. R_n is the empirical Rademacher complexity, E_sigma sup (1/n) sum sigma_i f(x_i),
-    of any n inputs. At the best s, s^2 / (1 - s^2) + log(1 - s^2) / 2 = M, the value is s / (1 - s^2): sqrt(2 M) for
-    small M, growing like M.
+    Lemma 5.5 for every M >= 0, explicit. R_n is the empirical Rademacher complexity, E_sigma sup (1/n) sum sigma_i
+    f(x_i), of any n inputs. At the best s, s^2 / (1 - s^2) + log(1 - s^2) / 2 = M, the value is s / (1 - s^2): sqrt(2
+    M) for small M, growing like M.
 
     Parameters
     ----------
@@ -143,9 +144,9 @@ def ramp(y: ArrayLike, f: ArrayLike) -> Array:
 def zero_one_bound(mean_ramp: float, R_n: float, n: int, delta: float) -> float:
     """Return mean ramp + 2 R_n + sqrt(log(1 / delta) / (2 n)) >= E 1{y f < 0}, with probability 1 - delta (Lemma 5.6).
 
-    Explicit: for all f of a class at once, the mean ramp that of the n independent samples, R_n the expectation of the
-    class's Rademacher complexity or a bound on it for every sample [BartlettMendelson02]. At most sqrt(L) may stand for the
-    mean ramp, since ramp <= |f - y|.
+    Explicit: for all f of a class at once, the mean ramp that of the n independent samples, R_n the expectation of
+    the class's Rademacher complexity or a bound on it for every sample [BartlettMendelson02]. At most sqrt(L) may
+    stand for the mean ramp, since ramp <= |f - y|.
     """
     not_negative(mean_ramp=mean_ramp, R_n=R_n)
     positive(n=n)
@@ -164,9 +165,10 @@ def _probability(delta: float) -> None:
 def classification_bound(chi2: float, alpha: float, lam: float, n: int, delta: float, G1: float) -> float:
     """Return Theorem 4.5 in explicit form: a bound on E 1{y f(p*, x) < 0} with probability 1 - delta.
 
-    sqrt(lam M) + 2 R_n(M) + sqrt(log(1 / delta) / (2 n)) with M = log(1 + alpha^-2 chi^2), chi^2 that of a law p_true with
-    E_{p_true} u h(theta . x) = y = +-1 for all data, and R_n(M) of `rademacher_bound`. It holds for every alpha >= 1 and
-    every chi^2 < infinity; for alpha^-2 chi^2 -> 0 it is (sqrt(lam) / alpha + 2 sqrt(2) G1 / sqrt(n)) chi + the last term.
+    sqrt(lam M) + 2 R_n(M) + sqrt(log(1 / delta) / (2 n)) with M = log(1 + alpha^-2 chi^2), chi^2 that of a law p_true
+    with E_{p_true} u h(theta . x) = y = +-1 for all data, and R_n(M) of `rademacher_bound`. It holds for every alpha
+    >= 1 and every chi^2 < infinity; for alpha^-2 chi^2 -> 0 it is (sqrt(lam) / alpha + 2 sqrt(2) G1 / sqrt(n)) chi +
+    the last term.
     """
     M = minimiser_kl(alpha, chi2)
     return zero_one_bound(math.sqrt(minimiser_loss(alpha, lam, chi2)), rademacher_bound(M, alpha, n, G1), n, delta)
@@ -192,9 +194,9 @@ def classification_after(
 ) -> float:
     """Return a bound on E 1{y f(p, x) < 0} for whatever law p training ends at, with probability 1 - delta (explicit).
 
-    Lemma 5.6 on the balls KL <= M_k = 2^k `smallest` at once, the k-th with probability delta / ((k + 1) (k + 2)), which
-    sum to delta; the ball taken is the first that holds p. No teacher, no minimiser: KL is an upper bound on the entropy
-    of the law that was reached.
+    Lemma 5.6 on the balls KL <= M_k = 2^k `smallest` at once, the k-th with probability delta / ((k + 1) (k + 2)),
+    which sum to delta; the ball taken is the first that holds p. No teacher, no minimiser: KL is an upper bound on
+    the entropy of the law that was reached.
 
     Parameters
     ----------

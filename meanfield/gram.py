@@ -98,7 +98,7 @@ def _warn(activation: Activation, missed: float, norms: Array) -> None:
 
 
 def series(left: Array, right: Array, rho: Array, weights: Array | None = None) -> Array:
-    """Return sum_k w_k a_k(i) b_k(j) rho_ij^k of coefficients (n, terms) and (p, terms), shape (n, p); w_k = 1 if None."""
+    """Return sum_k w_k a_k(i) b_k(j) rho_ij^k, shape (n, p), from (n, terms) and (p, terms); w_k = 1 if None."""
     total, power = np.zeros_like(rho), np.ones_like(rho)
     for k in range(min(left.shape[1], right.shape[1])):
         weight = 1.0 if weights is None else weights[k]

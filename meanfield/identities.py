@@ -136,9 +136,7 @@ def entropy_bound(times: ArrayLike, S: ArrayLike, lam: float, KL0: float = 0.0) 
     return np.stack(bound, axis=-1), np.stack(slack, axis=-1)
 
 
-def residual_from(
-    times: ArrayLike, H: ArrayLike, e: ArrayLike, r0: ArrayLike, *, alpha: float, lam: float
-) -> Array:
+def residual_from(times: ArrayLike, H: ArrayLike, e: ArrayLike, r0: ArrayLike, *, alpha: float, lam: float) -> Array:
     """Return r at every time from (I1) with recorded H and e: certificate C3, to be compared with the recorded r.
 
     r' = -kappa H(t) r + alpha lam e(t) over each interval by the Magnus expansion of fourth order [BlanesCasas09], with

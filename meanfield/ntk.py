@@ -26,6 +26,7 @@ from meanfield.gram import mehler as mehler
 from meanfield.regression import frozen_prediction as frozen_prediction
 from meanfield.regression import kernel_regression as kernel_regression
 from meanfield.regression import lazy_prediction as lazy_prediction
+from meanfield.spectrum import DENSE as DENSE
 from meanfield.spectrum import against_n as against_n
 from meanfield.spectrum import between as between
 from meanfield.spectrum import eigenvalue_range as eigenvalue_range
@@ -54,8 +55,9 @@ class Change(NamedTuple):
 def change(activation: Activation, x: Array, cloud: Cloud, W2: float) -> Change:
     """Return the change of H at a cloud beside the explicit Lemma 5.1 at W2(p, p0) = W2.
 
-    max |H_ij(p) - H_ij(p0)| <= Ac W2^2 + Bc W2 (`theory.kernel_constants`), lambda_min(H(p)) >= Lambda - n times that. H(p)
-    is measured around its closed form where the cloud has a coupled reference, H(p0) + [H(cloud) - H(reference)].
+    max |H_ij(p) - H_ij(p0)| <= Ac W2^2 + Bc W2 (`theory.kernel_constants`), lambda_min(H(p)) >= Lambda - n times
+    that. H(p) is measured around its closed form where the cloud has a coupled reference, H(p0) + [H(cloud) -
+    H(reference)].
 
     Parameters
     ----------

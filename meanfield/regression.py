@@ -4,12 +4,13 @@ r"""What tangent kernels predict: kernel regression, the linearised network, and
     f' = -kappa H (f - y) - lam f                                                     `frozen_prediction`
     f = sum_k f_k,   f_k' = -kappa g_k M_k (f - y) - lam g_k f_k                      `lazy_prediction`
 
-with kappa = 2 alpha^2 / n, H the tangent kernel at p0. The second is (I1) with H frozen at the start, e = -f / alpha: the
-network linearised in its particles (objective `Linearised`), drawn back to the start by the weight decay; it tends to kernel
-regression with ridge lam / kappa. The third is what the nonlinear dynamics themselves tend to as alpha -> infinity: the noise
-renews the particles, so that the gradients of psi forget at the rates of their Hermite degrees, M_k = a_k a_k' o rho^k the part
-of E psi psi' of degree k in theta, g_k = k + 1. Both agree while lam t is small; then they part, and the third tends to
-kernel regression with H2, not H, and ridge lam / kappa. Derived for this package; see the documentation.
+with kappa = 2 alpha^2 / n, H the tangent kernel at p0. The second is (I1) with H frozen at the start, e = -f / alpha:
+the network linearised in its particles (objective `Linearised`), drawn back to the start by the weight decay; it
+tends to kernel regression with ridge lam / kappa. The third is what the nonlinear dynamics themselves tend to as
+alpha -> infinity: the noise renews the particles, so that the gradients of psi forget at the rates of their Hermite
+degrees, M_k = a_k a_k' o rho^k the part of E psi psi' of degree k in theta, g_k = k + 1. Both agree while lam t is
+small; then they part, and the third tends to kernel regression with H2, not H, and ridge lam / kappa. Derived for
+this package; see the documentation.
 """
 
 import math
@@ -120,9 +121,10 @@ def lazy_prediction(
 ) -> Array:
     """Return the predictions of the nonlinear limit law at times t to leading order in 1 / alpha, from f = 0.
 
-    f_k' = -kappa g_k M_k (f - y) - (lam / std^2) d_k f_k for the part of Hermite degree k in theta, f = sum_k f_k, where
-    g_k, d_k are k + 1 ("both"), 1 ("u", exact for every alpha), k ("theta"). Its Laplace transform is a linear system,
-    (1 + kappa sum_k g_k M_k / (s + lam d_k)) r(s) = -y / s, inverted along Talbot's contour [WeidemanTrefethen07].
+    f_k' = -kappa g_k M_k (f - y) - (lam / std^2) d_k f_k for the part of Hermite degree k in theta, f = sum_k f_k,
+    where g_k, d_k are k + 1 ("both"), 1 ("u", exact for every alpha), k ("theta"). Its Laplace transform is a linear
+    system, (1 + kappa sum_k g_k M_k / (s + lam d_k)) r(s) = -y / s, inverted along Talbot's contour
+    [WeidemanTrefethen07].
 
     Parameters
     ----------

@@ -1,11 +1,10 @@
 """Eigenvalues of tangent kernels: dense, from products alone (Lanczos), against n, and from replicates.
 
-    smallest(gram)                 of a matrix, with the rounding error of what is returned
-    lanczos(product, n)            both ends of the spectrum from products H v, no n x n matrix
-    product(activation, x, z, v)   H v at a cloud, one pass over the particles
-    smallest_at_start, smallest_at_cloud   the one or the other by size
-    against_n(activation, x)       lambda_min and lambda0 over prefixes of the inputs
-    between(grams)                 lambda_min from replicates' matrices: biased down, and biased up
+A matrix is solved densely (`smallest`), an operator by Lanczos (`lanczos`), which asks for products H v alone: at a
+cloud they take one pass over the particles (`product`), at p0 tiles of rows (`start_product`). `smallest_at_start`
+and `smallest_at_cloud` choose by size; `against_n` gives lambda_min and lambda0 over prefixes of the inputs;
+`between` takes lambda_min from replicates' matrices, biased down and biased up. `ntk` holds all that is said of
+tangent kernels.
 """
 
 import math
@@ -32,8 +31,8 @@ PRODUCTS, TOLERANCE = 400, 1e-10
 class Eigenvalue(NamedTuple):
     """An eigenvalue, and how far from it an eigenvalue of the matrix may lie at most.
 
-    `error` is the rounding of a dense solver, or the norm of the residual |H v - value v| of Lanczos; the latter's value is
-    a Rayleigh quotient, so that the smallest eigenvalue is never above it.
+    `error` is the rounding of a dense solver, or the norm of the residual |H v - value v| of Lanczos; the latter's
+    value is a Rayleigh quotient, so that the smallest eigenvalue is never above it.
     """
 
     value: float
@@ -172,7 +171,7 @@ def product(
 
 
 def start_product(activation: Activation, x: Array, v: Array, *, std: float = 1.0, train: str = "both") -> Array:
-    """Return H(p0) v by rows of the closed form or Mehler's series, a tile of them at a time; O(n^2), no n x n matrix."""
+    """Return H(p0) v by tiles of rows of the closed form or Mehler's series; O(n^2), no n x n matrix."""
     x = np.asarray(x, dtype=np.float64)
     rows = [slice(first, first + gaussian.TILE) for first in range(0, len(x), gaussian.TILE)]
     return np.concatenate([gaussian.kernel(activation, x[part], x, std=std, train=train) @ v for part in rows])
@@ -200,7 +199,7 @@ def smallest_at_cloud(
 
 
 class AgainstN(NamedTuple):
-    """lambda_min(H(p0)) over prefixes of the inputs, one entry each: n, lambda_min and its error, lambda_max, lambda0."""
+    """Eigenvalues of H(p0) over prefixes of the inputs, one entry each; lambda0 = sqrt(lambda_min / n)."""
 
     n: Array
     lambda_min: Array
@@ -218,7 +217,7 @@ def against_n(
     train: str = "both",
     dense: int = DENSE,
 ) -> AgainstN:
-    """Return Lambda(n) and lambda0(n) = sqrt(Lambda / n) over the first n inputs; Lambda falls as n grows (interlacing).
+    """Return Lambda(n) and lambda0(n) = sqrt(Lambda / n) over the first n inputs; both fall as n grows.
 
     Parameters
     ----------
@@ -243,6 +242,7 @@ def against_n(
         if n <= dense:
             low, high = smallest(whole[:n, :n]), largest_eigenvalue(whole[:n, :n])
         else:
+
             def apply(v: Array, n: int = n) -> Array:
                 return start_product(activation, x[:n], v, std=std, train=train)
 

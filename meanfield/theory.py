@@ -43,6 +43,9 @@ from meanfield.aposteriori import safe_minimum as safe_minimum
 from meanfield.aposteriori import travelled as travelled
 from meanfield.assumptions import Array, not_negative, positive, suprema_of
 from meanfield.errors import InputError
+from meanfield.generalisation import classification_after as classification_after
+from meanfield.generalisation import classification_bound as classification_bound
+from meanfield.generalisation import classification_simple as classification_simple
 from meanfield.generalisation import frozen_energy as frozen_energy
 from meanfield.generalisation import minimiser_energy as minimiser_energy
 from meanfield.generalisation import minimiser_kl as minimiser_kl
@@ -52,9 +55,6 @@ from meanfield.generalisation import mixture_kl as mixture_kl
 from meanfield.generalisation import rademacher_bound as rademacher_bound
 from meanfield.generalisation import rademacher_simple as rademacher_simple
 from meanfield.generalisation import ramp as ramp
-from meanfield.generalisation import classification_after as classification_after
-from meanfield.generalisation import classification_bound as classification_bound
-from meanfield.generalisation import classification_simple as classification_simple
 from meanfield.generalisation import zero_one as zero_one
 from meanfield.generalisation import zero_one_bound as zero_one_bound
 from meanfield.identities import dissipation as dissipation
@@ -191,8 +191,8 @@ def threshold(Lambda: float, n: int, d: int, lam: float, suprema: Sequence[float
 def threshold_explicit(Lambda: float, n: int, d: int, lam: float, suprema: Sequence[float]) -> float:
     """Return 2 sqrt(2) sqrt(A2^2 + lam A1^2) / (lambda0^2 R): every larger alpha will do in place of (4.1).
 
-    Explicit (ours): with Talagrand's sqrt(2 KL) Lemma 5.3 gives W2(p_t, p0) < R up to t*, and W2 is continuous, so that t*
-    is infinite. The printed 8 has a margin of 2 in W2 and loses sqrt(2) in Lemma 5.4.
+    Explicit (ours): with Talagrand's sqrt(2 KL) Lemma 5.3 gives W2(p_t, p0) < R up to t*, and W2 is continuous, so
+    that t* is infinite. The printed 8 has a margin of 2 in W2 and loses sqrt(2) in Lemma 5.4.
     """
     return threshold(Lambda, n, d, lam, suprema) / math.sqrt(8)
 

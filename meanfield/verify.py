@@ -1,29 +1,39 @@
 """Which statement holds on a run: theorem by theorem, hypothesis, measured, bound, margin, verdict.
 
 Each check is one function of the records that returns `Verdict`s named after the statement it judges; `CHECKS` lists
-them. To add one, write it in `statements` (a statement of a paper) or `certificates` (a check of the program) and name
-it here.
+them. To add one, write it in `statements` (a statement of a paper), `certificates` (a check of the program) or
+`balances` (an identity in time) and name it here.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meanfield import certificates, statements
+from meanfield import balances, certificates, statements
 from meanfield.cloud import Cloud
 from meanfield.simulate import load
 from meanfield.verdicts import Verdict, Verification
 
 CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
     statements.theorem,
+    statements.exit_time,
     statements.lemma_5_1,
+    statements.minimiser,
+    statements.theorem_4_5,
     statements.c1,
+    certificates.gram_matrix,
     statements.c2,
     certificates.c0,
+    certificates.c0_time,
     certificates.c3,
+    balances.i2,
+    balances.i3,
+    balances.i4,
+    certificates.i4,
     certificates.i5,
     certificates.c4,
-    certificates.i4,
+    certificates.injective,
+    statements.c5,
     certificates.records_agree,
 )
 

@@ -34,11 +34,13 @@ FLOORS = """
     4    flow
     5    observables store
     5.1  bounds increments results
+    5.15 rates
     5.2  planning
     5.3  description
     6    simulate
     6.1  statements
     6.2  certificates
+    6.3  balances
     7    verify sweep
     8    report selftest
     8.1  experiment
