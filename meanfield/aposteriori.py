@@ -6,7 +6,7 @@ constants. All are explicit (ours). Pure functions of numbers; numpy alone is ne
     C0   increments of the reference are N(0, I), and it travels as it must     `noise_scores`, `reference_travelled`
     C1   lambda_min(H(p_t)) >= Lambda / 2                                       `kernel_margin`
     C2   sqrt L(t) stays below what lambda_min(H) and e allow                   `loss_certificate`
-    C3   (I1) with measured H and e gives the measured residual                 `identities.residual_from`
+    C3   (I1) with measured H and e gives the measured residual                 `integrals.residual_from`
     C4   lower bounds lie below upper bounds                                    `bracket_margin`
     C5   D(c_t) <= Q* <= Q(p_t), D the dual of Gibbs                            `dual_coefficients`, `dual_energy`
 """

@@ -1,7 +1,7 @@
 """Identities (I2), (I3) and (I4) held against what a run recorded, by differences in time.
 
 Each is a rate; integrated over the records it must give the change that was measured. What the rule of integration
-may be off by is bounded (`identities.integral`), what finitely many particles do is estimated from replicates. They
+may be off by is bounded (`integrals.integral`), what finitely many particles do is estimated from replicates. They
 are checks of the program that do not use its own integrals along the steps: a gradient with a wrong factor breaks
 them, though it agrees with itself. Derived in the documentation.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import identities
+from meanfield import identities, integrals
 from meanfield.certificates import bound_index, euler_excess
 from meanfield.cloud import Cloud
 from meanfield.estimate import student_factor
@@ -88,8 +88,8 @@ def i2(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     loss, b, s = _shares(data)
     times, lam = data.time.values, float(data.attrs["lam"])
     rate = identities.loss_rate(b, s, lam)
-    defect, error = safe_jackknife(loss - loss[:, :1] - identities.integral(times, rate)[0])
-    slack = identities.integral(times, rate.mean(0))[1] + _rounding(data, loss)
+    defect, error = safe_jackknife(loss - loss[:, :1] - integrals.integral(times, rate)[0])
+    slack = integrals.integral(times, rate.mean(0))[1] + _rounding(data, loss)
     fall = max(float(np.abs(loss.mean(0) - loss[:, 0].mean()).max()), np.finfo(float).tiny)
     doubt = float(np.max(np.where(np.isinf(error), 0.0, error) + slack))
     note = f"resolved to {100 * doubt / fall:.2g} % of the loss's change"
@@ -121,7 +121,7 @@ def i3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     lam, rate = float(data.attrs["lam"]), float(data.attrs["lam"]) * float(data.attrs.get("decay", 1))
     if lam <= 0 or rate <= 0:
         return [Verdict(name, text, NOT_APPLICABLE, note="it needs lam > 0 and a prior")]
-    made, slack = identities.entropy_bound(data.time.values, data.entropy_source.values, rate)
+    made, slack = integrals.entropy_bound(data.time.values, data.entropy_source.values, rate)
     return [_over_pairs(data, name, text, "kl", made, slack.mean(0), rate)]
 
 

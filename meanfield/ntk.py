@@ -3,7 +3,7 @@
     H = H1 + H2,   H1_ij = E[u^2 h'(w_i) h'(w_j)] <x_i, x_j>,   H2_ij = E[h(w_i) h(w_j)],   w_i = theta . x_i
 
     at p0            `gram_gaussian`, `gram_parts`, `kernel` between two sets of inputs       (`gram`)
-    at any cloud     `gram_at_cloud`, `product` H v without H                                 (`spectrum`)
+    at any cloud     `gram_at_cloud`, `product` H v without H                                 (`products`)
     eigenvalues      `smallest_at_start`, `smallest_at_cloud`, `lanczos`, `against_n`, `between`      (`spectrum`)
     its change       `change`: beside the explicit Lemma 5.1 of [CCGZ20]                      here
     predictions      `kernel_regression`, `frozen_prediction`, `lazy_prediction`              (`regression`)
@@ -23,6 +23,8 @@ from meanfield.gram import gram_parts as gram_parts
 from meanfield.gram import hermite_coefficients as hermite_coefficients
 from meanfield.gram import kernel as kernel
 from meanfield.gram import mehler as mehler
+from meanfield.products import gram_at_cloud as gram_at_cloud
+from meanfield.products import product as product
 from meanfield.regression import frozen_prediction as frozen_prediction
 from meanfield.regression import kernel_regression as kernel_regression
 from meanfield.regression import lazy_prediction as lazy_prediction
@@ -30,10 +32,8 @@ from meanfield.spectrum import DENSE as DENSE
 from meanfield.spectrum import against_n as against_n
 from meanfield.spectrum import between as between
 from meanfield.spectrum import eigenvalue_range as eigenvalue_range
-from meanfield.spectrum import gram_at_cloud as gram_at_cloud
 from meanfield.spectrum import lanczos as lanczos
 from meanfield.spectrum import largest_eigenvalue as largest_eigenvalue
-from meanfield.spectrum import product as product
 from meanfield.spectrum import smallest as smallest
 from meanfield.spectrum import smallest_at_cloud as smallest_at_cloud
 from meanfield.spectrum import smallest_at_start as smallest_at_start

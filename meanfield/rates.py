@@ -92,6 +92,33 @@ def reference_travelled_se(cloud: Cloud, flow: Flow) -> float:
     return reference_travelled(cloud, flow) * math.sqrt(2 * mass / len(columns))
 
 
+@observable("share of its start that the reference keeps, Zbar_t . Z_0 / |Z_0|^2 over all particles", zero="e^(-lam t)")
+def reference_overlap(cloud: Cloud, flow: Flow) -> float:
+    """Return sum w Zbar_t . Z_0 / sum w |Z_0|^2 over the trained coordinates: given Z_0, normal about e^(-lam t)."""
+    columns = steps.trained(flow.train)
+    start, here = origin(cloud, flow)[:, columns], coupled(cloud)[:, columns]
+    square = mean_square(cloud, start)
+    # |Zbar|^2 + |Z_0|^2 - |Zbar - Z_0|^2 = 2 Zbar . Z_0
+    return 0.5 * (mean_square(cloud, here) + square - mean_square(cloud, here, start)) / square
+
+
+@observable("standard error of reference_overlap", zero="not zero: it is an error bar")
+def reference_overlap_se(cloud: Cloud, flow: Flow) -> float:
+    """Return sqrt((s^2 - c^2 v) sum w^2 |Z_0|^2) / sum w |Z_0|^2, c the overlap and v the variance of Z_0."""
+    start = origin(cloud, flow)[:, steps.trained(flow.train)].astype(np.float64, copy=False)
+    squares = np.einsum("ij,ij->i", start, start)
+    mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
+    left = cloud.reference_variance - (reference_overlap(cloud, flow) * cloud.start_std) ** 2
+    return math.sqrt(max(left, 0.0) * float(mass**2 @ squares)) / float(mass @ squares)
+
+
+@observable("variance s^2 of a coordinate of the reference, as the scheme knows it", zero="1 but for Euler's steps")
+def reference_variance(cloud: Cloud, flow: Flow) -> float:
+    """Return s^2: that of p0, which an exact Ornstein-Uhlenbeck step keeps."""
+    coupled(cloud)
+    return cloud.reference_variance
+
+
 @observable("whether the kicks were one-to-one: 0 certified, 1 not certified, 2 one was seen to fold", zero="0")
 def kick_fault(cloud: Cloud, flow: Flow) -> float:
     """Return what the account says of its kicks; the KL account is void from the first that is not one-to-one."""
@@ -114,19 +141,18 @@ def gram_defect(cloud: Cloud, flow: Flow) -> float:
     return float(np.abs(gram @ r - direct).max()) / max(scale, np.finfo(np.float64).tiny)
 
 
-@observable("r' H(p0) r in closed form against the reference's particles, in standard errors", costly=True)
+@observable("v' H(p0) v in closed form against the reference's particles, in standard errors; v = r at p0", costly=True)
 def gram_start_score(cloud: Cloud, flow: Flow) -> float:
-    """Return (mean |sum_i r_i grad psi_i(Zbar)|^2 - r' H r) over its standard error, H in closed form.
+    """Return (mean |sum_i v_i grad psi_i(Zbar)|^2 - v' H v) over its standard error, H in closed form, v = r at f = 0.
 
-    H is that at the reference's law, N(0, s^2 I).
-
-    The particles of the reference are independent, so this is a standard normal but for the skewness of few particles.
+    H is that at the reference's law, N(0, s^2 I). The particles of the reference are independent, and v is fixed (the
+    residual of later times was fitted to them), so this is a standard normal but for the skewness of few particles.
     """
     risk = network(flow)
-    r = risk.residual(risk.prediction(cloud))
-    field = risk.engine(cloud.m).pullback(risk.unit.h, risk.inputs, coupled(cloud), r, flow.train).astype(np.float64)
+    v = risk.residual(np.zeros(risk.n))
+    field = risk.engine(cloud.m).pullback(risk.unit.h, risk.inputs, coupled(cloud), v, flow.train).astype(np.float64)
     squares = np.einsum("ij,ij->i", field, field)
-    gap = squares - float(r @ gram_of_reference(risk, cloud, flow.train) @ r)
+    gap = squares - float(v @ gram_of_reference(risk, cloud, flow.train) @ v)
     mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
     spread = math.sqrt(float((mass * mass) @ (gap - mass @ gap) ** 2))
     return float(mass @ gap) / max(spread, np.finfo(np.float64).tiny)

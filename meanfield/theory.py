@@ -16,7 +16,7 @@ Two kinds of function stand here, and each docstring says which it is:
     symbols, Lemmas 5.1 to 5.4, Theorem 4.4      here
     (5.2) to (5.5), Lemmas 5.5 and 5.6, Theorem 4.5      `generalisation`
     C0 to C5, t*, bounds from measured series      `aposteriori`
-    (I1) to (I5), C3      `identities`
+    (I1) to (I5), and integrated over a series, C3      `identities`, `integrals`
 
 All of it can be called from here (`theory.rademacher_bound`). Everything is a pure function of numbers; numpy alone is
 needed.  The verdicts drawn from these numbers are in `verify`.  To add a theorem, write one function whose parameters
@@ -60,14 +60,14 @@ from meanfield.generalisation import zero_one_bound as zero_one_bound
 from meanfield.identities import dissipation as dissipation
 from meanfield.identities import distance_rate as distance_rate
 from meanfield.identities import drift_square as drift_square
-from meanfield.identities import entropy_bound as entropy_bound
 from meanfield.identities import entropy_rate as entropy_rate
 from meanfield.identities import entropy_source as entropy_source
-from meanfield.identities import integral as integral
 from meanfield.identities import kappa as kappa
 from meanfield.identities import loss_rate as loss_rate
 from meanfield.identities import prediction_rate as prediction_rate
-from meanfield.identities import residual_from as residual_from
+from meanfield.integrals import entropy_bound as entropy_bound
+from meanfield.integrals import integral as integral
+from meanfield.integrals import residual_from as residual_from
 
 # --- symbols --------------------------------------------------------------------------------------
 

@@ -2,14 +2,15 @@
 
 Each check is one function of the records that returns `Verdict`s named after the statement it judges; `CHECKS` lists
 them. To add one, write it in `statements` (a statement of a paper), `certificates` (a check of the program) or
-`balances` (an identity in time) and name it here.
+`balances` (an identity in time) and name it here. `coupling` holds the checks of the reference, `minimiser` what is
+said of min Q.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meanfield import balances, certificates, statements
+from meanfield import balances, certificates, coupling, minimiser, statements
 from meanfield.cloud import Cloud
 from meanfield.simulate import load
 from meanfield.verdicts import Verdict, Verification
@@ -18,22 +19,22 @@ CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
     statements.theorem,
     statements.exit_time,
     statements.lemma_5_1,
-    statements.minimiser,
-    statements.theorem_4_5,
+    minimiser.energy,
+    minimiser.theorem_4_5,
     statements.c1,
     certificates.gram_matrix,
     statements.c2,
-    certificates.c0,
-    certificates.c0_time,
+    coupling.c0,
+    coupling.c0_reference,
     certificates.c3,
     balances.i2,
     balances.i3,
     balances.i4,
     certificates.i4,
-    certificates.i5,
+    coupling.i5,
     certificates.c4,
     certificates.injective,
-    statements.c5,
+    minimiser.c5,
     certificates.records_agree,
 )
 

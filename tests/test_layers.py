@@ -16,7 +16,7 @@ FLOORS = """
     0    dyadic errors
     0.02 assumptions
     0.04 identities generalisation
-    0.06 aposteriori
+    0.06 aposteriori integrals
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
     1    units noise moments interactions
@@ -25,6 +25,7 @@ FLOORS = """
     2    cloud datasets transport entropy tilts readings
     2.1  donsker dual panels
     2.2  plots
+    2.25 products
     2.3  spectrum regression
     3    objectives ntk
     3.1  risk
@@ -39,7 +40,7 @@ FLOORS = """
     5.3  description
     6    simulate
     6.1  statements
-    6.2  certificates
+    6.2  certificates coupling minimiser
     6.3  balances
     7    verify sweep
     8    report selftest

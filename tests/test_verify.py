@@ -112,7 +112,7 @@ def times(factor: float, *names: str):
     ("change", "broken"),
     [
         (times(1.01, "prediction"), {"records: loss"}),
-        (times(-1.0, "label"), {"records: loss"}),
+        (times(-1.0, "label"), {"records: loss", "(I2) loss"}),
         (times(0.5, "kl_upper"), {"records: account", "C4 bracket of KL"}),
         (times(0.5, "kl_upper", "kl_account"), {"C4 bracket of KL", "C4 KL account"}),
         (times(2.0, "kl_lower"), {"C4 bracket of KL", "C4 KL account"}),
