@@ -270,12 +270,7 @@ def ntk_eigenvalue_min_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """
     if len(clouds) < 2:
         raise Unavailable("an eigenvector from other replicates needs at least two")
-    grams = np.array([centred_gram(cloud, flow) for cloud in clouds])
-    values = []
-    for r, gram in enumerate(grams):
-        v = np.linalg.eigh(np.delete(grams, r, axis=0).mean(0))[1][:, 0]
-        values.append(float(v @ gram @ v))
-    return mean_estimate(values, "held-out eigenvector")
+    return ntk.between([centred_gram(cloud, flow) for cloud in clouds])[1]
 
 
 def centred_gram(cloud: Cloud, flow: Flow) -> Array:
@@ -286,17 +281,17 @@ def centred_gram(cloud: Cloud, flow: Flow) -> Array:
 def _centred_gram(cloud: Cloud, flow: Flow) -> Array:
     risk, train = network(flow), flow.train
     if cloud.z is cloud.reference:
-        return _gram_of_reference(risk, cloud, train)
+        return gram_of_reference(risk, cloud, train)
     here = risk.measure(cloud, train).gram
     assert here is not None
     if cloud.reference is None:
         return here
     there = risk.measure(cloud.replace(z=cloud.reference, reference=None), train).gram
     assert there is not None
-    return _gram_of_reference(risk, cloud, train) + (here - there)
+    return gram_of_reference(risk, cloud, train) + (here - there)
 
 
-def _gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
+def gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
     """Return H at the law of the reference: N(0, s^2) in the trained coordinates, as at the start in the others."""
     std = float(np.sqrt(cloud.reference_variance))
     if train == "u" or math.isclose(std, cloud.start_std, rel_tol=1e-9):

@@ -263,6 +263,12 @@ class Risk(Objective):
         assert gram is not None
         return gram
 
+    def measured_gram(self, cloud: Cloud, train: str = "both") -> Array | None:
+        """Return the cloud's own H if it has been measured already, else None."""
+        memo = self._memo.get(cloud, {})
+        found = (m.gram for (t, *_), m in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)) if t == train)
+        return next((gram for gram in found if gram is not None), None)
+
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:
         """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature), remembered while H lives."""
         return self.eigen(self.gram(cloud, train), curvature)
@@ -299,7 +305,11 @@ class Risk(Objective):
         """Return H at the Gaussian start N(0, std^2 I), closed form or Mehler series."""
         key = (std, train)
         if key not in self._start:
-            self._start[key] = ntk.gram_gaussian(self.unit.h, self.inputs, std=std, train=train)
+            second, first = ntk.gram_parts(self.unit.h, self.inputs, std=std)
+            parts = {"both": first + second, "u": second, "theta": first}
+            # Both layers' matrix is asked for together with that of the outer layer.
+            kept = ("both", "u") if train != "theta" else ("theta",)
+            self._start.update({(std, name): parts[name] for name in kept})
         return self._start[key]
 
     @cached_property
