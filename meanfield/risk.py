@@ -265,8 +265,7 @@ class Risk(Objective):
 
     def measured_gram(self, cloud: Cloud, train: str = "both") -> Array | None:
         """Return the cloud's own H if it has been measured already, else None."""
-        memo = self._memo.get(cloud, {})
-        found = (m.gram for (t, *_), m in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)) if t == train)
+        found = (m.gram for (t, *_), m in self._measured(cloud) if t == train)
         return next((gram for gram in found if gram is not None), None)
 
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ FLOORS = """
     1.05 gram
     1.1  backends
     2    cloud datasets transport entropy tilts readings slices
-    2.1  donsker potentials panels dual distances families
+    2.1  donsker potentials panels distances families
     2.2  dual plots intervals
     2.25 products
     2.3  spectrum regression
