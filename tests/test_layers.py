@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # One line a floor, from the ground up; the decimals are landings between the floors of the design.  A folder is one
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
-    0    dyadic errors
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs
+    0    dyadic errors grams workspace boxmuller
+    0.1  counters account estimate progress signals fields parallel theory canvas readers inputs
     0.2  config schemes verdicts
     1    units noise moments interactions
     1.1  backends
