@@ -38,6 +38,8 @@ Array = np.ndarray
 DOUBTFUL_TAIL, WORTHLESS_TAIL = 1e-3, 5e-2
 # Mass in the outermost cells that is worth a warning.
 DOUBTFUL_EDGE = 1e-6
+# Half the side of the largest box: masses at its corners, about e^-225, are far from underflow.
+LARGEST_BOX = 15.0
 # The coarser solution of an error estimate: its share of modes or of cells, and how much looser its time steps are
 # (2^3 for a scheme of second order: steps twice as long).
 COARSER_MODES, COARSER_CELLS, LOOSER = 0.75, 0.5, 8.0
@@ -241,8 +243,10 @@ def _check_tail(solution: Solution, modes: tuple[int, int]) -> None:
 
 def _box(box: Any) -> tuple[float, float]:
     pair = tuple(box) if np.ndim(box) else (box, box)
-    if len(pair) != 2 or not all(np.isfinite(edge) and edge > 0 for edge in pair):
-        raise InputError(f"box is half the side of the box, positive, or a pair, as box=(7.0, 7.0); got {box!r}.")
+    if len(pair) != 2 or not all(0 < edge <= LARGEST_BOX for edge in pair):
+        raise InputError(
+            f"box is half the side of the box, at most {LARGEST_BOX:g}, or a pair, as box=(7.0, 7.0); got {box!r}."
+        )
     return float(pair[0]), float(pair[1])
 
 

@@ -208,6 +208,21 @@ def test_the_energy_falls_along_a_solution():
     assert (found.series.lowest > 0).all() and abs(found.states[-1].sum() - 1) < 1e-13
 
 
+def test_the_largest_box_loses_no_mass_to_underflow():
+    wide = fokker_planck.volumes(p1(alpha=10.0), 0.1, [0.1], cells=40, box=15.0, estimate=False)
+    assert wide.series.lowest[0] > 0 and np.isfinite(wide.kl).all() and (np.diff(wide.path_energies) < 0).all()
+
+
+def test_many_samples():
+    x = np.linspace(-1, 1, 40)[:, None]
+    risk = Risk(x, np.sin(2 * x[:, 0]), Unit("tanh"), 2.0)
+    found = fokker_planck.volumes(risk, 0.3, [0.5], cells=64, box=6.5)
+    truth = fokker_planck.spectral(risk, 0.3, [0.5], modes=(64, 24), estimate=False)
+    for name in ("loss", "kl", "ntk_eigenvalue_max"):
+        value = float(truth.data[name][0])
+        assert abs(found.data[name][0] - value) <= found.error[name][0] < 0.05 * value, name
+
+
 def test_weight_of_the_end_of_a_step():
     x = np.array([0.0, 1e-3, 9.999e-3, 1.0001e-2, 1.0, 700.0])
     exact = [0.5, 0.5 + 1e-3 / 12, 0.5 + 9.999e-3 / 12, 0.5 + 1.0001e-2 / 12, 1 / -np.expm1(-1) - 1, 1 - 1 / 700]
@@ -322,6 +337,7 @@ def test_a_map_that_is_not_found_says_so():
     [
         (lambda: fokker_planck.volumes(p1(), 0.2, [1.0], cells=3), "at least 8"),
         (lambda: fokker_planck.volumes(p1(), 0.2, [1.0], box=-1.0), "box"),
+        (lambda: fokker_planck.volumes(p1(), 0.2, [1.0], box=(7.0, 40.0)), "at most 15"),
         (lambda: fokker_planck.volumes(p1(), -0.2, [1.0]), "lam"),
         (lambda: fokker_planck.frozen(p1(), 0.2, [1.0], u=(1.0, 1.0)), "different"),
         (lambda: fokker_planck.frozen(p1(), 0.2, [1.0], u=(1.0, -1.0), share=(1.0,)), "share"),
