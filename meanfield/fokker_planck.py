@@ -38,8 +38,11 @@ Array = np.ndarray
 DOUBTFUL_TAIL, WORTHLESS_TAIL = 1e-3, 5e-2
 # Mass in the outermost cells that is worth a warning.
 DOUBTFUL_EDGE = 1e-6
-# The coarser solution of an error estimate: its share of modes, and of cells.
-COARSER_MODES, COARSER_CELLS = 0.75, 0.5
+# Half the side of the largest box: masses at its corners, about e^-225, are far from underflow.
+LARGEST_BOX = 15.0
+# The coarser solution of an error estimate: its share of modes or of cells, and how much looser its time steps are
+# (2^3 for a scheme of second order: steps twice as long).
+COARSER_MODES, COARSER_CELLS, LOOSER = 0.75, 0.5, 8.0
 # Steps of the differences of (I1) to (I4), as a share of the fastest relaxation time.
 WINDOW = 4e-3
 # Sizes of terms below which gaps of identities are not relative: rounding, where nothing moves.
@@ -73,7 +76,8 @@ def spectral(
     train : str
         "both", "u" or "theta".
     estimate : bool
-        Whether to solve again with three quarters of the modes and to report what that changes (`Solution.error`).
+        Whether to solve again with three quarters of the modes and longer time steps, and to report what that changes
+        (`Solution.error`).
 
     Returns
     -------
@@ -103,7 +107,7 @@ def spectral(
     _check_tail(solution, pair)
     if estimate:
         fewer = (int(COARSER_MODES * pair[0]), int(COARSER_MODES * pair[1]))
-        coarse = solve(Hermite(risk, float(lam), fewer, 10 * tolerance, train), when)
+        coarse = solve(Hermite(risk, float(lam), fewer, LOOSER * tolerance, train), when)
         solution = replace(solution, coarser=coarse)
     return solution
 
@@ -132,8 +136,9 @@ def volumes(
     tolerance : float
         Largest error of a time step in total variation.
     estimate : bool
-        Whether to solve again with half the cells and to report what that changes (`Solution.error`), about three times
-        the error where the order is two, and no less than it where drift makes it one.
+        Whether to solve again with half the cells and longer time steps, and to report what that changes
+        (`Solution.error`): three times the error where the order is two, the error itself where drift makes it one.
+        Cells wider than 0.3 on the coarser grid are too wide for that, and the estimate may then be too small.
 
     Returns
     -------
@@ -157,10 +162,11 @@ def volumes(
     check_problem(risk, lam, train)
     pair, half = whole("cells", cells, 8, "cells=(160, 160)"), _box(box)
 
-    def model(count: tuple[int, int]) -> Volumes:
-        return Volumes(risk, float(lam), plane(count, half), tolerance, train)
+    def model(count: tuple[int, int], precision: float) -> Volumes:
+        return Volumes(risk, float(lam), plane(count, half), precision, train)
 
-    return _by_volumes(model(pair), model(_halved(pair)) if estimate else None, times)
+    coarser = model(_halved(pair), LOOSER * tolerance) if estimate else None
+    return _by_volumes(model(pair, tolerance), coarser, times)
 
 
 def frozen(
@@ -210,10 +216,11 @@ def frozen(
     if mass.shape != values.shape or not (np.isfinite(mass).all() and (mass > 0).all()):
         raise InputError(f"share has a positive number for each of the {len(values)} values of u; got {share!r}.")
 
-    def model(number: int) -> Volumes:
-        return Volumes(risk, float(lam), lines(number, half, values, mass), tolerance, "theta")
+    def model(number: int, precision: float) -> Volumes:
+        return Volumes(risk, float(lam), lines(number, half, values, mass), precision, "theta")
 
-    return _by_volumes(model(count), model(_halved((count, count))[0]) if estimate else None, times)
+    coarser = model(_halved((count, count))[0], LOOSER * tolerance) if estimate else None
+    return _by_volumes(model(count, tolerance), coarser, times)
 
 
 def _by_volumes(model: Volumes, coarser: Volumes | None, times: Any) -> Solution:
@@ -236,8 +243,10 @@ def _check_tail(solution: Solution, modes: tuple[int, int]) -> None:
 
 def _box(box: Any) -> tuple[float, float]:
     pair = tuple(box) if np.ndim(box) else (box, box)
-    if len(pair) != 2 or not all(np.isfinite(edge) and edge > 0 for edge in pair):
-        raise InputError(f"box is half the side of the box, positive, or a pair, as box=(7.0, 7.0); got {box!r}.")
+    if len(pair) != 2 or not all(0 < edge <= LARGEST_BOX for edge in pair):
+        raise InputError(
+            f"box is half the side of the box, at most {LARGEST_BOX:g}, or a pair, as box=(7.0, 7.0); got {box!r}."
+        )
     return float(pair[0]), float(pair[1])
 
 

@@ -59,14 +59,15 @@ def lowered(table: Array) -> Array:
 class Features(NamedTuple):
     """What the activation looks like among Hermite polynomials.
 
-    `drift` (n, N, 2 N) maps (u C, C d/du) to the drift of C; `values` (n, N) are E h_i he_k; `values_pair` and
-    `slopes_pair` (n, n, N) are E h_i h_j he_k and x_i x_j E h'_i h'_j he_k.
+    `drift` (n, N, 2 N) maps (u C, C d/du) to the drift of C; `values` (n, N) are E h_i he_k. On q nodes in theta: h_i
+    and x_i h'_i, shapes (n, q), and the weights of E[. he_k], shape (N, q).
     """
 
     drift: Array
     values: Array
-    values_pair: Array
-    slopes_pair: Array
+    h: Array
+    slopes: Array
+    weights: Array
 
 
 def features(risk: Risk, modes: int, train: str) -> Features:
@@ -87,8 +88,7 @@ def features(risk: Risk, modes: int, train: str) -> Features:
             drift[i, :, modes:] = (table * h[i]) @ table.T
     first = table[0] * table
     _check_parts(risk, h @ first.T, h1 @ first.T)
-    pair = [np.einsum("iq,jq,kq->ijk", part, part, first, optimize=True) for part in (h, h1)]
-    return Features(drift, h @ first.T, *pair)
+    return Features(drift, h @ first.T, h, h1, first)
 
 
 def _check_parts(risk: Risk, values: Array, slopes: Array) -> None:
@@ -208,9 +208,9 @@ class Hermite:
         square = state[:, 0] + math.sqrt(2) * state[:, 2]
         gram = np.zeros((self.risk.n, self.risk.n))
         if self.train != "theta":
-            gram += self.features.values_pair @ state[:, 0]
+            gram += (self.features.h * (state[:, 0] @ self.features.weights)) @ self.features.h.T
         if self.train != "u":
-            gram += self.features.slopes_pair @ square
+            gram += (self.features.slopes * (square @ self.features.weights)) @ self.features.slopes.T
         return gram
 
     def read(self, state: Array) -> Reading:
