@@ -11,7 +11,7 @@ are a pair for every g and sigma. Indeed B(u, g) >= clip(v) g - (v - u)^2 / 2 fo
 entropy |theta - theta0|^2 / (2 sigma^2) relative to N(theta0, sigma^2 I); and E_q phi <= KL(q || q0) + log E_q0 e^phi
 [DonskerVaradhan75] with phi = (clip(u) g - (u - u0)^2 / 2) / sigma^2 is the inequality that is wanted. (For the heat
 semigroup it is the log-Harnack inequality [RocknerWang10].) As sigma falls Phi becomes the supremum; smoothing costs a
-share of about sigma^2 k / 2 of W2^2, k the degree of u g as a polynomial.
+share of about sigma^2 (k - 1) / 2 of W2^2, k the degree of u g as a polynomial.
 
 **Measuring Phi.** E_p0 Phi is an average over the reference, whose law is p0, of the logarithm of an average over xi.
 The draws are moved to where the exponent is about largest and weighted by the ratio of densities: only the curvature of

@@ -5,7 +5,7 @@ Everything here is W2 *squared* unless its name says otherwise; `root` turns an 
     upper   E|Z - Zbar|^2            the cost of one coupling                                  `coupled_upper`
     upper   E|Z_j - Zbar_s(j)|^2     the same clouds, paired anew                              `repaired_upper`
     lower   |mu|^2 + sum (sqrt(eig Sigma) - 1)^2   the distance of the Gaussians of the same moments `gelbrich_lower`
-    lower   2 (E_p chi - E_p0 chi^)  Kantorovich's dual at potentials of the network           `dual.dual_lower`
+    lower   2 (E_p T - E_p0 Phi)     Kantorovich's dual at smoothed potentials of the network  `dual.dual_lower`
 
 Plug-in distances between samples (`plugin`) are there to be looked at beside what they read for two samples of p0
 (`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `distances` for distances between
