@@ -18,9 +18,10 @@ FLOORS = """
     0.2  config schemes verdicts
     1    units noise moments interactions
     1.1  backends
-    2    cloud datasets transport entropy tilts readings slices
+    1.2  assignment concave nulls slices
+    2    cloud datasets transport entropy tilts readings directions
     2.1  donsker dual panels distances families
-    2.2  plots intervals
+    2.2  plots network_families intervals
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
