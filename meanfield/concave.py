@@ -51,7 +51,10 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
         if squared:
             hessian += (table.T * weights) @ table
         hessian[np.diag_indices_from(hessian)] += 1e-12 * np.trace(hessian)
-        step = np.linalg.solve(hessian, gradient)
+        try:
+            step = np.linalg.solve(hessian, gradient)
+        except np.linalg.LinAlgError:  # all the weight lies on one sample
+            break
         gain = float(step @ gradient)
         length = 1.0
         while (trial := state(a + length * step))[0] <= value and length > SMALLEST_STEP:

@@ -56,7 +56,7 @@ def exact(
     InputError
         If shapes don't fit.
     MeanfieldError
-        If the simplex did not converge. 13 problems of O(m^3) for one replicate: 2 s at m = 1000.
+        If the simplex did not converge. 17 problems of O(m^3) for one replicate: 2 s at m = 1000.
     """
 
     def measured(a: Array, b: Array | None, name: int) -> float:
@@ -98,7 +98,7 @@ def sinkhorn(
     Uninformative, InputError
         As for `exact`.
     MeanfieldError
-        If the iteration did not converge, or POT is absent. 13 times 3 problems of O(m^2 iterations) for one replicate:
+        If the iteration did not converge, or POT is absent. 17 times 3 problems of O(m^2 iterations) for one replicate:
         5 s at m = 1000 and the default epsilon.
     """
     size = np.shape(first[0] if several(first) else first)[-1]
@@ -158,7 +158,7 @@ def sliced(
     Raises
     ------
     Uninformative, InputError
-        As for `exact`. O(13 count m (D + log m)) for one replicate: 1 s at m = 1000.
+        As for `exact`. O(17 count m (D + log m)) for one replicate: 1 s at m = 1000.
     """
 
     def measured(a: Array, b: Array | None, name: int) -> float:
@@ -195,7 +195,7 @@ def max_sliced(
     Raises
     ------
     Uninformative, InputError
-        As for `exact`. O(13 starts iterations (m D + m log m)) for one replicate: 5 s at m = 1000.
+        As for `exact`. O(17 starts iterations (m D + m log m)) for one replicate: 5 s at m = 1000.
     """
 
     def measured(a: Array, b: Array | None, name: int) -> float:

@@ -117,6 +117,7 @@ def _interval(clouds: Clouds, family: Family, scale: float, level: float) -> Int
         raise InputError(f"an interval needs at least {FEWEST} independent replicates, got {count}.")
     if not 0 < level < 1:
         raise InputError(f"the level is a probability between 0 and 1, got {level}.")
+    choices = family.choices(pairs[0].z.shape[1])
     statistics = np.array(each(family.statistics, pairs))
 
     failed: list[MeanfieldError] = []
@@ -128,7 +129,7 @@ def _interval(clouds: Clouds, family: Family, scale: float, level: float) -> Int
             failed.append(error)
             return None
 
-    options = [option for option in each(tried, family.choices(pairs[0].z.shape[1])) if option]
+    options = [option for option in each(tried, choices) if option]
     if not options:
         raise failed[0]
     estimate, held_out, choice = max(options, key=lambda option: option[1].value)

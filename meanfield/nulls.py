@@ -19,7 +19,7 @@ from meanfield.estimate import student_factor
 Array = npt.NDArray[Any]
 Samples = Array | Sequence[Array]
 # Fresh samples of p0 at which a figure is measured again; groups of particles that the jackknife deletes.
-NULLS, GROUPS = 6, 6
+NULLS, GROUPS = 10, 6
 FIRST, SECOND = 3, 4  # steps of the PROBE stream (see `directions`)
 
 

@@ -51,7 +51,7 @@ class Law(NamedTuple):
     move: Callable[[np.ndarray, np.ndarray], np.ndarray]
     kl: float
     w2_squared: float  # NaN where it is not known
-    fields: Callable[[np.ndarray], Any]
+    fields: Callable[[Any], Any]  # of the probes, or of the features made from them
     features: Callable[[np.ndarray], Any] | None = None
 
 
@@ -104,7 +104,7 @@ def shear(D: int) -> Law:
     def features(probes: np.ndarray) -> donsker.ProbeFeatures:
         return probe_features(probes, x, h)
 
-    return Law(move, SHEAR**2 / 2, math.nan, lambda probes: Network(features(probes)), features)
+    return Law(move, SHEAR**2 / 2, math.nan, Network, features)
 
 
 MAKERS = {"gaussian": gaussian, "mixture": mixture, "shear": shear}
@@ -123,7 +123,8 @@ def build(point: dict[str, Any]) -> dict[str, float]:
 
 
 def _replication(law: Law, clouds: Any, probes: np.ndarray, neighbours: bool) -> dict[str, float]:
-    found = intervals.kl_interval(clouds, law.fields(probes))
+    prepared = probes if law.features is None else law.features(probes)
+    found = intervals.kl_interval(clouds, law.fields(prepared))
     c = student_factor(len(clouds))
     row = {"low": found.low, "high": found.high, "value": found.value, "se": found.se, "size": found.size}
     row |= {"held": found.held_out.value, "replicates": found.replicates}
@@ -131,7 +132,7 @@ def _replication(law: Law, clouds: Any, probes: np.ndarray, neighbours: bool) ->
     if not math.isnan(law.w2_squared):
         bounds["gelbrich"] = transport.gelbrich_lower(clouds)
     if law.features is not None:
-        bounds["donsker"] = donsker.donsker_varadhan(clouds, law.features(probes))
+        bounds["donsker"] = donsker.donsker_varadhan(clouds, prepared)
     for name, bound in bounds.items():
         truth = law.w2_squared if name == "gelbrich" else law.kl
         row[f"{name}_exceeds"] = float(bound.value - c * bound.se > truth)
