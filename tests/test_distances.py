@@ -189,7 +189,7 @@ def test_sliced_figures_of_a_shift(paired):
     a, b = samples(1000, 4, seed=17) + [0.6, 0, 0, 0], samples(700, 4, seed=18) if paired else None
     one, best = distances.sliced(a, b, count=32), distances.max_sliced(a, b, starts=2)
     assert abs(one.debiased - 0.36 / 4) < 4 * one.se < 0.15
-    assert abs(best.debiased - 0.36) < 4 * best.se < 0.4
+    assert abs(best.debiased - 0.36) < 4 * best.se < 0.5
 
 
 def test_figures_are_in_order():
