@@ -2,9 +2,10 @@
 
 A bracket of bounds holds for every law but has two ends that differ. Where log dp/dp0 lies in a known family of
 functions (Gaussian laws; networks of which u alone was trained; Gibbs laws; your own), there is an estimate with an
-interval that covers: the supremum over the family at the means of all replicates is biased up by k / (2 N) for k
-functions and N particles; the jackknife over replicates takes that off, and Student's factor of R - 1 degrees of freedom
-makes the interval. Each replicate takes its own share of the samples of p0 along, so that their error is in the scatter.
+interval that covers: the supremum over the family at the means of all replicates is biased up by about k / (2 N) for
+k functions and N particles; the jackknife over replicates takes that off, and Student's factor of R - 1 degrees of
+freedom makes the interval. Each replicate takes its own share of the samples of p0 along, so that their error is in
+the scatter.
 
 Outside the family the interval is one for the supremum over it, a lower bound on KL. `held_out` is a lower bound
 whatever the law is: members are fitted without a replicate and measured on it. Neither is a bound from above.
@@ -12,7 +13,7 @@ whatever the law is: members are fitted without a replicate and measured on it. 
 Estimators that claim no coverage: `entropy.knn_estimate` (biased, see there), `entropy.gaussian_lower`,
 `donsker.donsker_varadhan` (bounds from below on purpose). The coverage measured is in docs/mathematics.md.
 
-Read next: `families`.
+Read next: `families`, `network_families`.
 """
 
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def kl_interval(
         One entry a replicate, at least 3 (8 where something is judged); arrays (m, D), (m, D), (m,) or None. Samples
         that have no coupled reference take fresh samples of p0 for it; that costs accuracy, not coverage.
     fields : Family or "quadratic"
-        The functions that are said to contain log dp/dp0 (`families`): `Quadratic`, `Network`, `Functions`.
+        The functions that are said to contain log dp/dp0 (`families`): `Quadratic`, `Functions`, `Network`.
     scale : float
         Standard deviation s of the reference.
     level : float
@@ -116,6 +117,7 @@ def _interval(clouds: Clouds, family: Family, scale: float, level: float) -> Int
         raise InputError(f"an interval needs at least {FEWEST} independent replicates, got {count}.")
     if not 0 < level < 1:
         raise InputError(f"the level is a probability between 0 and 1, got {level}.")
+    choices = family.choices(pairs[0].z.shape[1])
     statistics = np.array(each(family.statistics, pairs))
 
     failed: list[MeanfieldError] = []
@@ -127,7 +129,7 @@ def _interval(clouds: Clouds, family: Family, scale: float, level: float) -> Int
             failed.append(error)
             return None
 
-    options = [option for option in each(tried, family.choices(pairs[0].z.shape[1])) if option]
+    options = [option for option in each(tried, choices) if option]
     if not options:
         raise failed[0]
     estimate, held_out, choice = max(options, key=lambda option: option[1].value)

@@ -1,8 +1,8 @@
 """Do the intervals for KL cover, and do the bounds stay on their side? Laws of known KL, 200 replications of each.
 
-    gaussian   Z = A Zbar + b                                         KL in closed form; fields: quadratic
-    mixture    Z = Zbar + s v, s = 1 with probability 0.3, else -1     KL by quadrature; fields: functions, log dp/dp0 first
-    shear      Z = (theta, u + g(theta)), g = sum c_i tanh(w_i)       KL = E g^2 / 2; fields: those of the network
+    gaussian   Z = A Zbar + b                                      KL in closed form; fields: quadratic
+    mixture    Z = Zbar + s v, s = 1 with probability .3, else -1   KL by quadrature; fields: functions, with log dp/dp0
+    shear      Z = (theta, u + g(theta)), g = sum c_i tanh(w_i)     KL = E g^2 / 2; fields: those of the network
 
 each in D = 2, 6, 11, 21 from R = 8 replicates of m = 500 particles. Beside the intervals, which claim to cover, stand
 the bounds from below (how often value - c se exceeds the truth: chance allows 2.3 %) and the nearest-neighbour
@@ -18,6 +18,7 @@ import numpy as np
 from meanfield import donsker, entropy, families, intervals, noise, transport
 from meanfield.claims import Claim, at_most
 from meanfield.estimate import student_factor
+from meanfield.network_families import Network
 from meanfield.tilts import probe_features
 from meanfield.units import resolve
 
@@ -50,7 +51,7 @@ class Law(NamedTuple):
     move: Callable[[np.ndarray, np.ndarray], np.ndarray]
     kl: float
     w2_squared: float  # NaN where it is not known
-    fields: Callable[[np.ndarray], Any]
+    fields: Callable[[Any], Any]  # of the probes, or of the features made from them
     features: Callable[[np.ndarray], Any] | None = None
 
 
@@ -103,7 +104,7 @@ def shear(D: int) -> Law:
     def features(probes: np.ndarray) -> donsker.ProbeFeatures:
         return probe_features(probes, x, h)
 
-    return Law(move, SHEAR**2 / 2, math.nan, lambda probes: families.Network(features(probes)), features)
+    return Law(move, SHEAR**2 / 2, math.nan, Network, features)
 
 
 MAKERS = {"gaussian": gaussian, "mixture": mixture, "shear": shear}
@@ -122,7 +123,8 @@ def build(point: dict[str, Any]) -> dict[str, float]:
 
 
 def _replication(law: Law, clouds: Any, probes: np.ndarray, neighbours: bool) -> dict[str, float]:
-    found = intervals.kl_interval(clouds, law.fields(probes))
+    prepared = probes if law.features is None else law.features(probes)
+    found = intervals.kl_interval(clouds, law.fields(prepared))
     c = student_factor(len(clouds))
     row = {"low": found.low, "high": found.high, "value": found.value, "se": found.se, "size": found.size}
     row |= {"held": found.held_out.value, "replicates": found.replicates}
@@ -130,7 +132,7 @@ def _replication(law: Law, clouds: Any, probes: np.ndarray, neighbours: bool) ->
     if not math.isnan(law.w2_squared):
         bounds["gelbrich"] = transport.gelbrich_lower(clouds)
     if law.features is not None:
-        bounds["donsker"] = donsker.donsker_varadhan(clouds, law.features(probes))
+        bounds["donsker"] = donsker.donsker_varadhan(clouds, prepared)
     for name, bound in bounds.items():
         truth = law.w2_squared if name == "gelbrich" else law.kl
         row[f"{name}_exceeds"] = float(bound.value - c * bound.se > truth)
@@ -154,7 +156,9 @@ def _summary(rows: list[dict[str, float]], law: Law) -> dict[str, float]:
         "knn_coverage": float(np.mean(np.abs(column["knn"] - law.kl) <= t * column["knn_se"])),
         "size": float(column["size"].mean()),
     }
-    return out | {name: float(values.mean()) for name, values in column.items() if name.endswith(("_exceeds", "_share"))}
+    return out | {
+        name: float(values.mean()) for name, values in column.items() if name.endswith(("_exceeds", "_share"))
+    }
 
 
 def plot(results) -> dict:
@@ -166,7 +170,9 @@ def plot(results) -> dict:
     for law, colour in zip(results.values("law"), COLOURS, strict=False):
         found = results.where(law=law)
         D = [result.point["D"] for result in found]
-        rows = {name: np.array([float(r.data[name]) for r in found]) for name in ("coverage", "bias", "kl", "knn_share")}
+        rows = {
+            name: np.array([float(r.data[name]) for r in found]) for name in ("coverage", "bias", "kl", "knn_share")
+        }
         error = [math.sqrt(NOMINAL * (1 - NOMINAL) / r.point["replications"]) for r in found]
         left.errorbar(D, rows["coverage"], error, marker="o", capsize=3, color=colour, label=law)
         right.plot(D, 1 + rows["bias"] / rows["kl"], marker="o", color=colour, label=law)
@@ -196,5 +202,7 @@ def claims(results) -> list[Claim]:
     widest = results.where(law="gaussian", D=21)
     if len(widest):
         rate = float(widest.found[0].data["knn_coverage"])
-        out.append(at_most("gaussian, D = 21: intervals around nearest neighbours, which claim nothing, cover", rate, 0.5))
+        out.append(
+            at_most("gaussian, D = 21: intervals around nearest neighbours, which claim nothing, cover", rate, 0.5)
+        )
     return out
