@@ -43,6 +43,7 @@ FLOORS = """
     6.2  certificates coupling minimiser
     6.3  balances
     7    verify sweep
+    7.1  survey
     8    report selftest
     8.1  experiment
     9    cli
