@@ -94,7 +94,8 @@ def of_kick(dynamics: Dynamics, cloud: Cloud, moved: Moved, residual: Array, eps
     c, h = risk.coefficients(residual), risk.unit.h
     height = injective_height(c, eps, risk.inputs, h.suprema, dynamics.train, midpoint=dynamics.scheme.midpoint)
     scale = math.sqrt(2 * cloud.reference_variance)
-    injective = float(np.abs(cloud.z[:, -1]).max()) < height
+    # Where |eps Db| reaches 1 at a particle the remainder is infinite, whatever the slab says.
+    injective = float(np.abs(cloud.z[:, -1]).max()) < height and math.isfinite(moved.remainder)
     sums = KickSums(
         speed=moved.speed,
         pull=moved.pull,

@@ -99,9 +99,11 @@ def i2(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 
 
 def _rounding(data: Any, loss: Array) -> Array:
-    """Return what rounding of means over particles may do to the loss, (2 / n) r . df."""
-    eps = 1.2e-7 if data.attrs.get("dtype") == "float32" else 2.3e-16
-    df = 8 * eps * float(data.attrs["alpha"])
+    """Return what rounding may do to the loss, (2 / n) r . df: that of means, and that of every kick (`coupling`)."""
+    a = data.attrs
+    eps = 2.0**-23 if a.get("dtype") == "float32" else 2.0**-52
+    steps, slope = int(a.get("steps", 0)) + 1, math.sqrt(1 + float(a.get("largest_input", 1)) ** 2)
+    df = float(a["alpha"]) * eps * (8 + steps * slope / math.sqrt(int(a["m"])))
     return 2 * np.sqrt(np.maximum(loss.mean(0), 0.0)) * df + df * df
 
 

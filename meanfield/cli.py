@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"meanfield {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
-    verify = commands.add_parser("verify", help="judge a run theorem by theorem")
-    verify.add_argument("directory", type=Path, metavar="DIR")
+    verify = commands.add_parser("verify", help="judge runs theorem by theorem (several, or a directory of runs)")
+    verify.add_argument("directories", type=Path, metavar="DIR", nargs="+")
     verify.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     verify.set_defaults(action=_verify)
     report = commands.add_parser("report", help="write DIR/report.html with its figures")
@@ -173,16 +173,18 @@ def _complain(violated: Sequence[str], directory: Path) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from meanfield.simulate import load
     from meanfield.store import plain
-    from meanfield.verify import verify
+    from meanfield.survey import survey
 
-    verification = verify(load(options.directory))
+    found = survey(options.directories)
+    single = len(options.directories) == 1 and list(found.verifications) == [str(options.directories[0])]
+    # One run named itself is a table, and a list in JSON; anything else is a survey.
+    verdicts = next(iter(found.verifications.values())) if single else found
     if options.json:
-        print(json.dumps(plain(verification.records()), indent=2, ensure_ascii=False))
+        print(json.dumps(plain(verdicts.records()), indent=2, ensure_ascii=False))
     else:
-        print(verification.table())
-    return _complain([v.statement for v in verification.violated], options.directory)
+        print(verdicts.table())
+    return max(_complain([v.statement for v in one.violated], Path(name)) for name, one in found.verifications.items())
 
 
 def _report(options: argparse.Namespace) -> int:

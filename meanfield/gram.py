@@ -10,6 +10,7 @@ with a_k(s) = E f(s g) he_k(g) the coefficients in normalised Hermite polynomial
 tangent kernels; read it next.
 """
 
+import functools
 import math
 import warnings
 
@@ -151,11 +152,19 @@ def _mehler_between(activation: Activation, x: Array, other: Array) -> tuple[Arr
     norms, lengths, rho = correlations(x, other)
     values = []
     for order in (0, 1):
-        left, _, missed = hermite_coefficients(activation, norms, order)
-        right, _, more = hermite_coefficients(activation, lengths, order)
+        left, missed = _remembered_coefficients(activation, norms.tobytes(), order)
+        right, more = _remembered_coefficients(activation, lengths.tobytes(), order)
         _warn(activation, max(missed, more), np.append(norms, lengths))
         values.append(series(left, right, rho))
     return values[0], values[1]
+
+
+@functools.lru_cache(maxsize=8)
+def _remembered_coefficients(activation: Activation, norms: bytes, order: int) -> tuple[Array, float]:
+    """Return coefficients and what they miss; a product with a kernel asks for those of the same inputs each time."""
+    found, _, missed = hermite_coefficients(activation, np.frombuffer(norms), order)
+    found.flags.writeable = False
+    return found, missed
 
 
 def hermite_coefficients(activation: Activation, scales: Array, order: int) -> tuple[Array, Array, float]:

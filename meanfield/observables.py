@@ -169,8 +169,11 @@ def _defect(cloud: Cloud, flow: Flow) -> tuple[Array, Array]:
         return np.zeros(risk.n), np.zeros(risk.n)
     account = cloud.account
     error = np.sqrt(account.prediction_variance) + account.prediction_slack
-    # Means over single-precision particles are rounded; with frozen features nothing else is left of the defect.
-    rounding = 8 * float(np.finfo(cloud.z.dtype).eps) * risk.alpha
+    # Means over single-precision particles are rounded, and so is every kick, to the grid of its coordinates: there
+    # an error of either sign for each adds up over the steps. Often nothing else is left of the defect.
+    eps = float(np.finfo(cloud.z.dtype).eps)
+    slope = math.sqrt(1 + float((risk.inputs**2).sum(1).max()))
+    rounding = risk.alpha * eps * (8 + (cloud.step + 1) * slope / math.sqrt(cloud.m))
     return risk.prediction(cloud) - account.prediction, error + rounding
 
 

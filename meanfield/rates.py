@@ -25,6 +25,7 @@ from meanfield.observables import (
     network,
     observable,
     origin,
+    remembered,
 )
 from meanfield.risk import Risk
 
@@ -95,21 +96,31 @@ def reference_travelled_se(cloud: Cloud, flow: Flow) -> float:
 @observable("share of its start that the reference keeps, Zbar_t . Z_0 / |Z_0|^2 over all particles", zero="e^(-lam t)")
 def reference_overlap(cloud: Cloud, flow: Flow) -> float:
     """Return sum w Zbar_t . Z_0 / sum w |Z_0|^2 over the trained coordinates: given Z_0, normal about e^(-lam t)."""
-    columns = steps.trained(flow.train)
-    start, here = origin(cloud, flow)[:, columns], coupled(cloud)[:, columns]
-    square = mean_square(cloud, start)
-    # |Zbar|^2 + |Z_0|^2 - |Zbar - Z_0|^2 = 2 Zbar . Z_0
-    return 0.5 * (mean_square(cloud, here) + square - mean_square(cloud, here, start)) / square
+    return _overlap(cloud, flow)[0]
 
 
 @observable("standard error of reference_overlap", zero="not zero: it is an error bar")
 def reference_overlap_se(cloud: Cloud, flow: Flow) -> float:
-    """Return sqrt((s^2 - c^2 v) sum w^2 |Z_0|^2) / sum w |Z_0|^2, c the overlap and v the variance of Z_0."""
-    start = origin(cloud, flow)[:, steps.trained(flow.train)].astype(np.float64, copy=False)
-    squares = np.einsum("ij,ij->i", start, start)
-    mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
-    left = cloud.reference_variance - (reference_overlap(cloud, flow) * cloud.start_std) ** 2
-    return math.sqrt(max(left, 0.0) * float(mass**2 @ squares)) / float(mass @ squares)
+    """Return the standard error of a regression coefficient, v^(1/2) (sum w^2 |Z_0|^2)^(1/2) / sum w |Z_0|^2.
+
+    v is the mean square of a coordinate of what is left, Zbar_t - c Z_0 with c the overlap.
+    """
+    return _overlap(cloud, flow)[1]
+
+
+def _overlap(cloud: Cloud, flow: Flow) -> tuple[float, float]:
+    def make() -> tuple[float, float]:
+        columns = steps.trained(flow.train)
+        start = origin(cloud, flow)[:, columns].astype(np.float64, copy=False)
+        moved = coupled(cloud)[:, columns] - start
+        squares = np.einsum("ij,ij->i", start, start)
+        mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
+        change = float(mass @ np.einsum("ij,ij->i", moved, start)) / float(mass @ squares)
+        left = moved - change * start
+        v = float(mass @ np.einsum("ij,ij->i", left, left)) / start.shape[1]
+        return 1 + change, math.sqrt(v * float(mass**2 @ squares)) / float(mass @ squares)
+
+    return remembered(cloud, f"overlap {flow.train}", make)
 
 
 @observable("variance s^2 of a coordinate of the reference, as the scheme knows it", zero="1 but for Euler's steps")

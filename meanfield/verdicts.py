@@ -57,22 +57,14 @@ class Verification:
 
     def table(self) -> str:
         """Return the verdicts as a table of text."""
-        head = ("statement", "verdict", "measured", "bound", "margin", "time")
         rows = [
-            (v.statement, v.verdict, *(_number(x) for x in (v.measured, v.bound, v.margin, v.time)))
+            (v.statement, v.verdict, *(number(x) for x in (v.measured, v.bound, v.margin, v.time)))
             for v in self.verdicts
         ]
-        widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-
-        def line(cells: Sequence[str]) -> str:
-            padded = [c.ljust(w) for c, w in zip(cells[:2], widths[:2], strict=True)]
-            padded += [c.rjust(w) for c, w in zip(cells[2:], widths[2:], strict=True)]
-            return "  ".join(padded)
-
-        out = [line(head), "  ".join("-" * w for w in widths)]
-        for v, row in zip(self.verdicts, rows, strict=True):
-            out.append(line(row).rstrip())
-            out.append(f"    {v.description}" + (f"; {v.note}" if v.note else ""))
+        lines = table(("statement", "verdict", "measured", "bound", "margin", "time"), rows, left=(0, 1))
+        out = lines[:2]
+        for v, line in zip(self.verdicts, lines[2:], strict=True):
+            out += [line, f"    {v.description}" + (f"; {v.note}" if v.note else "")]
         return "\n".join(out)
 
     def __repr__(self) -> str:
@@ -83,8 +75,20 @@ class Verification:
         return f"<pre>{html.escape(self.table())}</pre>"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number with four digits, or nothing for None."""
     return "" if value is None else f"{value:.4g}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Return the lines of a table: head, rule, rows; the columns `left` are flush left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return "  ".join(padded).rstrip()
+
+    return [line(head), "  ".join("-" * w for w in widths), *map(line, rows)]
 
 
 def judge(

@@ -168,6 +168,15 @@ def test_violations_are_loud(config, tmp_path, capsys, plain_report, monkeypatch
 # --- exit codes of the others
 
 
+def test_verify_of_several_runs(finished, copy, capsys) -> None:
+    assert cli.main(["verify", str(finished[0]), str(copy)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("statement ") == 3 and "summary of 2 runs" in text
+    assert cli.main(["verify", "--json", str(finished[0].parent)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"].keys() == {str(finished[0])} and len(found["summary"]) > 10
+
+
 def test_verify(finished, copy, capsys) -> None:
     assert cli.main(["verify", str(finished[0])]) == 0
     table = capsys.readouterr().out

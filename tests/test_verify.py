@@ -115,7 +115,7 @@ def times(factor: float, *names: str):
         (times(-1.0, "label"), {"records: loss", "(I2) loss"}),
         (times(0.5, "kl_upper"), {"records: account", "C4 bracket of KL"}),
         (times(0.5, "kl_upper", "kl_account"), {"C4 bracket of KL", "C4 KL account"}),
-        (times(2.0, "kl_lower"), {"C4 bracket of KL", "C4 KL account"}),
+        (times(2.0, "kl_lower"), {"C4 bracket of KL", "C4 KL account", "(I3) entropy"}),
         (times(0.8, "w2_upper"), {"C4 bracket of W2"}),
         (times(2.5, "w2_lower"), {"C4 bracket of W2", "Talagrand (Lemma 5.4)"}),
         (times(0.1, "ntk_eigenvalue_min", "ntk_eigenvalue_min_upper"), {"C1", "Lemma 5.1"}),
@@ -152,12 +152,6 @@ def test_another_reference_in_the_checkpoint_is_caught(copy) -> None:
 
 
 CHEAP = [*small.CHEAP, "generator_rms", "w2_upper", "kl_upper"]
-
-
-def test_noise_five_per_cent_too_large_is_caught(monkeypatch) -> None:
-    draw = steps.cloud_noise
-    monkeypatch.setattr(steps, "cloud_noise", lambda *args, **options: 1.05 * draw(*args, **options))
-    assert violated(small_run(m=500, names=CHEAP)) >= {"C0 noise: variance"}
 
 
 @pytest.mark.parametrize("scheme", ["kernel", "euler"])
