@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 import meanfield as mf
-from meanfield import canvas, datasets, theory
+from meanfield import canvas, datasets, parallel, theory
 from meanfield.claims import Claim, at_least, jackknifed, near, slope
 from meanfield.cloud import gaussian_cloud
 from meanfield.estimate import Estimate, student_factor
@@ -111,12 +111,13 @@ def _floor(point: dict):
                       observables=["loss"])  # fmt: skip
     short, count = 0.5 / (risk.kappa * lowest()), point["m"] // 10
     means = []
-    for cloud in run.clouds:
-        total = np.zeros(N)
-        for _ in range(count):
-            cloud = flow.step(cloud, short)
-            total += risk.residual(risk.prediction(cloud))
-        means.append(total / count)
+    with parallel.single_threaded_blas():
+        for cloud in run.clouds:
+            total = np.zeros(N)
+            for _ in range(count):
+                cloud = flow.step(cloud, short)
+                total += risk.residual(risk.prediction(cloud))
+            means.append(total / count)
     return {"residual": np.array(means)}
 
 
