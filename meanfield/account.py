@@ -19,6 +19,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 Array = np.ndarray
+# Why a KL account is void: a kick was not proved to be one-to-one, or it was seen not to be.
+NOT_CERTIFIED = "a kick was not certified to be injective: take smaller steps"
+FOLDED = "a kick was not injective, it folded the space of particles (det DT < 0 at some): take smaller steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ class Account:
         gain = eps * first_order + 0.5 * eps * eps * sums.speed / variance + sums.remainder
         kl, reason = self.kl + gain, self.reason
         if not sums.injective:
-            kl, reason = math.inf, self.reason or "a kick was not certified to be injective: take smaller steps"
+            kl, reason = math.inf, FOLDED if sums.folds else self.reason or NOT_CERTIFIED
         moved = eps * sums.push + 0.5 * eps * eps * sums.push2
         return replace(
             self,
@@ -120,7 +123,7 @@ class KickSums:
     """Means over the particles that a kick reports: see `Account.kicked`.
 
     `speed` = E|b|^2, `pull` = E (Z - Zbar) . b, `remainder` >= E[eps tr Db - log det(I + eps Db)], `push`, `push2` and
-    `push3` (n,) first three derivatives along b of alpha E psi_i.
+    `push3` (n,) first three derivatives along b of alpha E psi_i; `folds` says whether det DT has both signs.
     """
 
     speed: float
@@ -131,6 +134,7 @@ class KickSums:
     push3: Array
     injective: bool
     mass_outside: float
+    folds: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ LARGEST_STEIN = 2000
 SHORT = 1e-3
 # Eigenvalues of the Gram matrix below this share of the largest are rounding, as in `entropy.stein_fisher`.
 CUTOFF = 1e-10
+LOOKED_AT = 64  # particles at either end of |u| where a kick that is not certified is looked at
 TOGETHER = 1 << 11  # particles whose increments are summed at a time
 
 
@@ -94,6 +95,7 @@ def of_kick(dynamics: Dynamics, cloud: Cloud, moved: Moved, residual: Array, eps
     c, h = risk.coefficients(residual), risk.unit.h
     height = injective_height(c, eps, risk.inputs, h.suprema, dynamics.train, midpoint=dynamics.scheme.midpoint)
     scale = math.sqrt(2 * cloud.reference_variance)
+    injective = float(np.abs(cloud.z[:, -1]).max()) < height
     sums = KickSums(
         speed=moved.speed,
         pull=moved.pull,
@@ -101,11 +103,42 @@ def of_kick(dynamics: Dynamics, cloud: Cloud, moved: Moved, residual: Array, eps
         push=risk.alpha * moved.push,
         push2=risk.alpha * moved.push2,
         push3=risk.alpha * moved.push3,
-        injective=float(np.abs(cloud.z[:, -1]).max()) < height,
+        injective=injective,
         mass_outside=math.erfc(height / scale) if math.isfinite(height) else 0.0,
+        folds=not injective and folds(dynamics, cloud, c, eps),
     )
     e = centred_generator(dynamics, cloud)
     return cloud.account.kicked(eps, sums, -float(c @ e), cloud.reference_variance)
+
+
+def folds(dynamics: Dynamics, cloud: Cloud, c: Array, eps: float) -> bool:
+    """Return whether det DT has both signs among particles of largest and smallest |u|: T is not one-to-one then.
+
+    An injective map that is smooth keeps the sign of its Jacobian's determinant. O(LOOKED_AT D^3).
+    """
+    risk = dynamics.objective.network
+    assert risk is not None
+    order = np.argsort(np.abs(cloud.z[:, -1]))
+    z = cloud.z[np.concatenate([order[:LOOKED_AT], order[-LOOKED_AT:]])].astype(np.float64, copy=False)
+    here = _field_jacobian(risk, z, c, dynamics.train)
+    if dynamics.scheme.midpoint:
+        b = risk.engine(len(z)).pullback(risk.unit.h, risk.inputs, z, c, dynamics.train)
+        middle = _field_jacobian(risk, z + 0.5 * eps * b, c, dynamics.train)
+        here = middle + 0.5 * eps * middle @ here
+    signs = np.linalg.slogdet(np.eye(cloud.dimension) + eps * here)[0]
+    return bool((signs < 0).any() and (signs > 0).any())
+
+
+def _field_jacobian(risk: Any, z: Array, c: Array, train: str) -> Array:
+    """Return Db at particles, b = sum_i c_i grad psi_i: [[X' diag(u h'' c) X, X' (h' c)], [., 0]], shape (m, D, D)."""
+    x = risk.inputs
+    _, h1, h2, _ = risk.unit.h.jet(z[:, :-1] @ x.T)
+    out = np.zeros((len(z), z.shape[1], z.shape[1]))
+    if train != "u":
+        out[:, :-1, :-1] = np.einsum("mi,ia,ib->mab", h2 * (z[:, -1:] * c), x, x, optimize=True)
+    if train == "both":
+        out[:, -1, :-1] = out[:, :-1, -1] = (h1 * c) @ x
+    return out
 
 
 def centred_generator(dynamics: Dynamics, cloud: Cloud) -> Array:

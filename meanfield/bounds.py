@@ -33,6 +33,8 @@ Coupled = list[tuple[Array, Array, Array | None]]
 PROBES = 100_000
 PLUGIN = 1000
 NEIGHBOURS = 5
+# Largest dimension in which clouds are paired anew: beyond, samples of usual sizes are too thin to gain by it.
+REPAIRED = 3
 # Bounds that are chosen on one part of the particles and measured on another need a few.
 FEWEST = 16
 
@@ -107,17 +109,26 @@ def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
         return Estimate(0.0, 0.0, "start")
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs, blocks=_blocks(pairs))]
-    h = network(flow).unit.h if _is_network(flow) else None
-    if h is not None and all(np.isfinite(h.suprema[1:3])) and clouds[0].m >= FEWEST:
-        candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
+    if _is_network(flow) and clouds[0].m >= FEWEST:
+        candidates.append(_dual(clouds, flow, pairs, candidates[0].value))
     best = tightest_lower(candidates, len(clouds))
     return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
 
 
+def _dual(clouds: Sequence[Cloud], flow: Flow, pairs: Coupled, beat: float) -> Estimate:
+    """Return the dual bound on W2^2, in units of std; H is that of the inputs there."""
+    risk, cloud = network(flow), clouds[0]
+    gram = risk.gram_start(cloud.start_std, "both")
+    return dual.dual_lower(pairs, inputs(clouds, flow), risk.unit.h, gram=gram, beat=beat, seed=cloud.seed)
+
+
 @observable("upper bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
 def w2_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
-    """Return the best of the coupled distance (U1) and sqrt(2 KL) (U3)."""
-    candidates = [transport.coupled_upper(standardised(clouds, flow))]
+    """Return the best of the coupled distance (U1), the clouds paired anew (U2; D <= 3) and sqrt(2 KL) (U3)."""
+    pairs = standardised(clouds, flow)
+    candidates = [transport.coupled_upper(pairs)]
+    if clouds[0].dimension <= REPAIRED and clouds[0].weights is None and candidates[0].value > 0:
+        candidates.append(transport.repaired_upper(pairs))
     try:
         kl = kl_upper(clouds, flow)
         candidates.append(Estimate(2 * kl.value, 2 * kl.se, f"talagrand({kl.source})"))
@@ -259,12 +270,7 @@ def ntk_eigenvalue_min_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """
     if len(clouds) < 2:
         raise Unavailable("an eigenvector from other replicates needs at least two")
-    grams = np.array([centred_gram(cloud, flow) for cloud in clouds])
-    values = []
-    for r, gram in enumerate(grams):
-        v = np.linalg.eigh(np.delete(grams, r, axis=0).mean(0))[1][:, 0]
-        values.append(float(v @ gram @ v))
-    return mean_estimate(values, "held-out eigenvector")
+    return ntk.between([centred_gram(cloud, flow) for cloud in clouds])[1]
 
 
 def centred_gram(cloud: Cloud, flow: Flow) -> Array:
@@ -275,17 +281,17 @@ def centred_gram(cloud: Cloud, flow: Flow) -> Array:
 def _centred_gram(cloud: Cloud, flow: Flow) -> Array:
     risk, train = network(flow), flow.train
     if cloud.z is cloud.reference:
-        return _gram_of_reference(risk, cloud, train)
+        return gram_of_reference(risk, cloud, train)
     here = risk.measure(cloud, train).gram
     assert here is not None
     if cloud.reference is None:
         return here
     there = risk.measure(cloud.replace(z=cloud.reference, reference=None), train).gram
     assert there is not None
-    return _gram_of_reference(risk, cloud, train) + (here - there)
+    return gram_of_reference(risk, cloud, train) + (here - there)
 
 
-def _gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
+def gram_of_reference(risk: Risk, cloud: Cloud, train: str) -> Array:
     """Return H at the law of the reference: N(0, s^2) in the trained coordinates, as at the start in the others."""
     std = float(np.sqrt(cloud.reference_variance))
     if train == "u" or math.isclose(std, cloud.start_std, rel_tol=1e-9):

@@ -1,4 +1,4 @@
-"""Checks that the program makes on itself, from what a run recorded: C0, C3, C4, (I4), (I5), and that records agree.
+"""Checks that the program makes on itself from its records: Gram matrices, C3, C4, (I4), and that records agree.
 
 Each takes the Dataset and the last clouds and returns verdicts named after what breaks. The certificates C0 to C4 and
 the identities (I1), (I4), (I5) are derived in the documentation.
@@ -46,7 +46,7 @@ def records_agree(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         out.append(judge("records: loss", text, ratio, zeros + 1e-6, zeros, data.time.values))
     if "kl_account" in data and "kl_upper" in data:
         text = "stored KL upper bound equals the mean account it is made of"
-        at = data.kl_account.values[:, _bound_index(data)]
+        at = data.kl_account.values[:, bound_index(data)]
         made = data.kl_upper_source.values.astype(str) == "account"
         if made.any():
             mean, upper = at.mean(0)[made], data.kl_upper.values[made]
@@ -62,56 +62,9 @@ def _no_number_disagrees(gap: Array, data: Any) -> Array:
     return np.where(np.isnan(gap), np.inf, gap) if data.attrs.get("status") == "finished" else gap
 
 
-def _bound_index(data: Any) -> list[int]:
+def bound_index(data: Any) -> list[int]:
     """Return where the bound times stand among the times."""
     return [int(np.argmin(np.abs(data.time.values - t))) for t in data.bound_time.values]
-
-
-def c0(data: Any, clouds: list[Cloud]) -> list[Verdict]:
-    """Judge whether the increments of the reference are standard normal."""
-    name, text = "C0 noise", "increments of the coupled reference are N(0, I)"
-    needed = ("noise_variance", "noise_variance_se", "noise_mean", "noise_kurtosis", "noise_state_correlation")
-    missing = missing_variable(data, name, text, *needed)
-    if missing:
-        return [missing]
-    root = math.sqrt(len(data.replicate))
-    error = data.noise_variance_se.values[:, -1].mean() / root
-    if not math.isfinite(error):
-        return [Verdict(name, text, NOT_APPLICABLE, note="no noise was drawn")]
-    scores = [
-        ("variance", abs(data.noise_variance.values[:, -1].mean() - 1) / error),
-        ("mean", abs(data.noise_mean.values[:, -1].sum()) / root),
-        ("fourth moment", abs(data.noise_kurtosis.values[:, -1].mean() - 3) / (math.sqrt(48) * error)),
-        ("decay", abs(data.noise_state_correlation.values[:, -1].sum()) / root),
-    ]
-    end, limits = data.time.values[-1:], normal_limits()
-    what = {"decay": "correlation with the position", "fourth moment": "fourth moment 3"}
-    return [
-        surprise(f"{name}: {k}", f"{text}: {what.get(k, k)}, in standard errors", np.array([v]), end, limits)
-        for k, v in scores
-    ]
-
-
-def i5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
-    """Judge whether the reference is coupled: E|Z - Zbar|^2 is what (I5) expects, up to rounding."""
-    name, text = "(I5) coupling", "defect of E|Z - Zbar|^2 against (I5) along the steps, over its rounding error"
-    missing = missing_variable(data, name, text, "coupling_defect", "coupled_distance")
-    if missing:
-        return [missing]
-    defect, size = np.abs(data.coupling_defect.values), data.coupled_distance.values
-    times = data.time.values
-    if clouds and all(c.reference is not None for c in clouds):
-        # What was recorded must also be what the stored clouds say.
-        last = [float(c.mean(((c.z - c.reference).astype(np.float64) ** 2).sum(1))) for c in clouds]
-        stored = np.abs(np.array(last) - size[:, -1])[:, None]
-        defect, size = np.hstack([defect, stored]), np.hstack([size, size[:, -1:]])
-        times = np.append(times, times[-1])
-    single = data.attrs.get("dtype", "float64") == "float32"
-    # Every step rounds each of D coordinates of size one, beside what the sums do.
-    rounding = int(data.attrs["D"]) * (int(data.attrs.get("steps", 0)) + 1) * (8 * (6e-8 if single else 1.2e-16)) ** 2
-    tolerance = (2e-4 if single else 1e-8) * size + rounding
-    ratio = (defect / tolerance).max(0)
-    return [judge(name, text, ratio, np.ones_like(ratio), np.zeros_like(ratio), times)]
 
 
 def c3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
@@ -129,6 +82,41 @@ def c3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     # At worst the defect lives in one direction: then its square over the variance is chi-square with one degree.
     limits = tuple(math.sqrt(float(chdtri(count, p)) / count) for p in (DOUBT, SURPRISE))
     return [surprise(name, text, ratio, data.time.values, (limits[0], limits[1]))]
+
+
+def gram_matrix(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge the Gram matrices: on a cloud against a pass without one, and at p0 against independent particles."""
+    name, text = "C1 Gram matrix", "relative defect of H r against E <grad psi_i, sum_k r_k grad psi_k>, same particles"
+    missing = missing_variable(data, name, text, "gram_defect")
+    out = [missing] if missing else []
+    if not missing:
+        defect = data.gram_defect.values.max(0)
+        allowed = np.full(len(defect), 1e-3 if data.attrs.get("dtype") == "float32" else 1e-8)
+        out.append(judge(name, text, defect, allowed, np.zeros(len(defect)), data.bound_time.values))
+    name, text = (
+        "C1 H(p0)",
+        "v' H(p0) v in closed form against the reference's particles, in standard errors; v = r at p0",
+    )
+    missing = missing_variable(data, name, text, "gram_start_score")
+    if missing:
+        return [*out, missing]
+    score = np.abs(data.gram_start_score.values.sum(0)) / math.sqrt(data.sizes["replicate"])
+    return [*out, surprise(name, text, score, data.bound_time.values, normal_limits())]
+
+
+def injective(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the kicks were one-to-one, without which the KL account counts too little."""
+    name, text = "C4 injective kicks", "kicks: 0 proved one-to-one, 1 not proved, 2 seen to fold"
+    missing = missing_variable(data, name, text, "kick_fault")
+    if missing:
+        return [missing]
+    fault = data.kick_fault.values.max(0)
+    note = {
+        0.0: "",
+        1.0: "the steps are too long to prove it; the KL account is void from then on",
+        2.0: "det DT < 0 at a particle: the steps are far too long, and the KL account is void from then on",
+    }[float(fault.max())]
+    return [surprise(name, text, fault, data.time.values, (0.0, 1.0), note)]
 
 
 def c4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
@@ -156,7 +144,7 @@ def _account_above(data: Any) -> list[Verdict]:
     if missing:
         return [missing]
     mean, spread = replicate_mean(data, "kl_account")
-    at = _bound_index(data)
+    at = bound_index(data)
     error = spread[at] + safe_error(data, "kl_lower")
     return [brackets(name, text, data.kl_lower.values, mean[at], error, data.bound_time.values)]
 
@@ -184,11 +172,11 @@ def i4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     if missing or reason:
         return [missing or Verdict(name, text, NOT_APPLICABLE, note=reason)]
     error = safe_error(data, "energy_lower")
-    start = np.full(len(error), float(data.loss.values[:, 0].mean())) + _euler_excess(data)
+    start = np.full(len(error), float(data.loss.values[:, 0].mean())) + euler_excess(data)
     return [judge(name, text, data.energy_lower.values, start, error, data.bound_time.values)]
 
 
-def _euler_excess(data: Any) -> float:
+def euler_excess(data: Any) -> float:
     """Return lam KL(N(0, v I) || p0), v = 1 / (1 - eta lam / 2): what the law of an Euler scheme is off by at rest."""
     a = data.attrs
     rate = float(a["lam"]) * float(a.get("decay", 1)) * float(data.eta.values.max())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import ntk
+from meanfield import ntk, theory
 from meanfield.cloud import Cloud
 from meanfield.flow import Flow
 from meanfield.objectives import Objective
@@ -57,7 +57,16 @@ def describe_risk(risk: Risk, flow: Flow, cloud: Cloud) -> dict[str, Any]:
         "ntk_lambda": lowest,
         "ntk_lambda_max": highest,
         "ntk_rounding": float(len(norms) * np.finfo(float).eps * max(highest, 0.0)),
-    }
+    } | _least_over_frozen_features(risk, flow, cloud)
+
+
+def _least_over_frozen_features(risk: Risk, flow: Flow, cloud: Cloud) -> dict[str, Any]:
+    """Return the bound on min Q of kernel ridge regression with H2, where it is about this problem and cheap."""
+    standard = cloud.start_std == 1 and flow.decay == 1 and flow.lam > 0
+    if risk.loss != "square" or not standard or risk.n > ntk.DENSE:
+        return {}
+    second = risk.gram_start(1.0, "u")
+    return {"frozen_energy": theory.frozen_energy(second, risk.y, risk.alpha, float(flow.lam))}
 
 
 def identity(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:

@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 RIDGES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 OMEGAS = (0.5, 0.0, 1.0)
 GROUPS = 4  # of particles in a replicate: two halves, each of two halves
-CURVATURE_ROWS = 8192
+CURVATURE_ROWS = 4096
 FINAL = 1e-6  # gain at which the last fit stops
 CLIPPED_SHARE = 0.01
 
@@ -195,7 +195,7 @@ def _fit(
 
     Concave in the coefficients; tau is explicit given them. The curvature is taken once, on some of the probes, the
     gradient on all: the result need not be exact, any tilt is valid. It stops where a step promises less than a share
-    `gained` of the bound. O(iterations N0 k + 8192 k^2).
+    `gained` of the bound. O(iterations N0 k + 4096 k^2).
     """
     c, omega = start.coefficients, start.omega
     size = len(c)

@@ -1,141 +1,91 @@
-"""The neural tangent kernel: Gram matrices over the Gaussian start, in closed form or by Hermite series.
+"""The neural tangent kernel: Gram matrices, spectra, how far they move, and what they predict.
 
     H = H1 + H2,   H1_ij = E[u^2 h'(w_i) h'(w_j)] <x_i, x_j>,   H2_ij = E[h(w_i) h(w_j)],   w_i = theta . x_i
 
-Over theta ~ N(0, std^2 I) the pair (w_i, w_j) is Gaussian, and for any activation Mehler's formula gives
+    at p0            `gram_gaussian`, `gram_parts`, `kernel` between two sets of inputs       (`gram`)
+    at any cloud     `gram_at_cloud`, `product` H v without H                                 (`products`)
+    eigenvalues      `smallest_at_start`, `smallest_at_cloud`, `lanczos`, `against_n`, `between`      (`spectrum`)
+    its change       `change`: beside the explicit Lemma 5.1 of [CCGZ20]                      here
+    predictions      `kernel_regression`, `frozen_prediction`, `lazy_prediction`              (`regression`)
 
-    E f(w_i) g(w_j) = sum_k a_k(s_i) b_k(s_j) rho_ij^k,   s_i = std |x_i|,  rho_ij the correlation,
-
-with a_k(s) = E f(s g) he_k(g) the coefficients in normalised Hermite polynomials he_k.
+Functions take an `Activation` (`Unit.h`) and inputs as the neurons see them (`Unit.inputs`).
 """
 
-import math
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 
+from meanfield import theory
+from meanfield.cloud import Cloud
 from meanfield.errors import InputError
+from meanfield.gram import gram_gaussian as gram_gaussian
+from meanfield.gram import gram_parts as gram_parts
+from meanfield.gram import hermite_coefficients as hermite_coefficients
+from meanfield.gram import kernel as kernel
+from meanfield.gram import mehler as mehler
+from meanfield.products import gram_at_cloud as gram_at_cloud
+from meanfield.products import product as product
+from meanfield.regression import frozen_prediction as frozen_prediction
+from meanfield.regression import kernel_regression as kernel_regression
+from meanfield.regression import lazy_prediction as lazy_prediction
+from meanfield.spectrum import DENSE as DENSE
+from meanfield.spectrum import against_n as against_n
+from meanfield.spectrum import between as between
+from meanfield.spectrum import eigenvalue_range as eigenvalue_range
+from meanfield.spectrum import lanczos as lanczos
+from meanfield.spectrum import largest_eigenvalue as largest_eigenvalue
+from meanfield.spectrum import smallest as smallest
+from meanfield.spectrum import smallest_at_cloud as smallest_at_cloud
+from meanfield.spectrum import smallest_at_start as smallest_at_start
 from meanfield.units import Activation
 
 Array = np.ndarray
-# Nodes of the trapezoidal rule on [-REACH, REACH], terms of the series taken at a time, and at most.
-NODES, REACH, TERMS, MOST_TERMS = 6145, 12.5, 64, 4096
 
 
-def gram_gaussian(activation: Activation, x: Array, *, std: float = 1.0, train: str = "both") -> Array:
-    """Return the NTK Gram matrix at N(0, std^2 I), shape (n, n).
+class Change(NamedTuple):
+    """How far H has moved from H(p0), and how far Lemma 5.1 lets it: entries, and the smallest eigenvalue."""
+
+    entries: float
+    entries_bound: float
+    lambda_min: float
+    lambda_min_floor: float
+    Lambda: float
+
+
+def change(activation: Activation, x: Array, cloud: Cloud, W2: float) -> Change:
+    """Return the change of H at a cloud beside the explicit Lemma 5.1 at W2(p, p0) = W2.
+
+    max |H_ij(p) - H_ij(p0)| <= Ac W2^2 + Bc W2 (`theory.kernel_constants`), lambda_min(H(p)) >= Lambda - n times
+    that. H(p) is measured around its closed form where the cloud has a coupled reference, H(p0) + [H(cloud) -
+    H(reference)].
 
     Parameters
     ----------
     activation : Activation
-        Closed forms are used where it has them, Mehler's series elsewhere.
+        Its suprema must be finite (Assumption 4.2).
     x : ndarray, shape (n, d)
-        Inputs as the neurons see them.
-    train : str
-        "both": H1 + H2; "u": H2; "theta": H1.
+        Inputs as the neurons see them, of norm at most 1 (Assumption 4.1).
+    cloud : Cloud
+        Started at N(0, I).
+    W2 : float
+        Distance of its law from p0, or an upper bound on it.
+
+    Raises
+    ------
+    InputError
+        If an assumption fails, or the start is not N(0, I).
     """
-    second, first = gram_parts(activation, x, std=std)
-    if train == "u":
-        return second
-    return first if train == "theta" else first + second
-
-
-def gram_parts(activation: Activation, x: Array, *, std: float = 1.0) -> tuple[Array, Array]:
-    """Return (H2, H1) at N(0, std^2 I): the part of the outer weights u and that of the inner weights theta."""
     x = np.asarray(x, dtype=np.float64)
-    inner = x @ x.T
-    if activation.gram is not None:
-        values, slopes = activation.gram(std**2 * inner)
-        return values, std**2 * slopes * inner
-    values = mehler(activation, x, (0, 0), std=std)
-    slopes = mehler(activation, x, (1, 1), std=std)
-    return values, std**2 * slopes * inner
-
-
-def mehler(activation: Activation, x: Array, orders: tuple[int, int], *, std: float = 1.0) -> Array:
-    """Return E h^(a)(w_i) h^(b)(w_j) for the derivatives (a, b), by Mehler's series; shape (n, n).
-
-    As many terms are taken as the inputs need: for tanh 192 at |x| = 1, 3,840 at |x| = 5. The diagonal with a = b is
-    integrated directly. O(n^2 terms).
-
-    Warns
-    -----
-    UserWarning
-        If the series misses more than 1e-8 of a mean square after `MOST_TERMS` terms: nearly parallel inputs of norm
-        above 10, or a kink.
-    """
-    scaled = std * np.asarray(x, dtype=np.float64)
-    norms = np.linalg.norm(scaled, axis=1)
-    unit = scaled / np.where(norms > 0, norms, 1.0)[:, None]
-    rho = np.clip(unit @ unit.T, -1.0, 1.0)
-    np.fill_diagonal(rho, np.where(norms > 0, 1.0, 0.0))
-    left, square, missed = hermite_coefficients(activation, norms, orders[0])
-    right = left
-    if orders[0] != orders[1]:
-        right, _, other = hermite_coefficients(activation, norms, orders[1])
-        missed = max(missed, other)
-    # The diagonal is exact; elsewhere what is left out comes with rho^terms.
-    away = np.abs(rho - np.diag(np.diag(rho))).max() if len(rho) > 1 else 0.0
-    missed *= float(away ** min(left.shape[1], right.shape[1])) if orders[0] == orders[1] else 1.0
-    if missed > 1e-8:
-        warnings.warn(
-            f"the Gram matrix of {activation.name} at p0 is right to about {missed:.0e} only: inputs of norm up to "
-            f"{norms.max():.3g} are beyond {MOST_TERMS} terms of Mehler's series; scale the inputs, or give the "
-            "activation a closed form (gram)",
-            UserWarning,
-            stacklevel=2,
-        )
-    total, power = np.zeros_like(rho), np.ones_like(rho)
-    for k in range(min(left.shape[1], right.shape[1])):
-        total += np.outer(left[:, k], right[:, k]) * power
-        power = power * rho
-    if orders[0] == orders[1]:
-        np.fill_diagonal(total, square)
-    return total
-
-
-def hermite_coefficients(activation: Activation, scales: Array, order: int) -> tuple[Array, Array, float]:
-    """Return a_k(s) = E h^(order)(s g) he_k(g), the mean squares E h^(order)(s g)^2, and what the series misses.
-
-    The trapezoidal rule is exact to rounding for analytic functions that decay; terms are added until their squares sum
-    to the mean square (Parseval).
-
-    Returns
-    -------
-    coefficients : ndarray, shape (len(scales), terms)
-    square : ndarray, shape (len(scales),)
-    missed : float
-        Largest share of a mean square that the terms leave out.
-    """
-    nodes = np.linspace(-REACH, REACH, NODES)
-    root = np.sqrt(np.exp(-0.5 * nodes**2) / math.sqrt(2 * math.pi) * (2 * REACH / (NODES - 1)))
-    values = activation.jet(np.outer(scales, nodes))[order] * root
-    square = np.einsum("ij,ij->i", values, values)
-    scale = np.maximum(square, np.finfo(np.float64).tiny)
-    found: list[Array] = []
-    left, missed = square.copy(), 1.0
-    before, here, k = np.zeros_like(root), root, 0
-    while missed > 1e-14 and k < MOST_TERMS:
-        rows = np.empty((TERMS, NODES))
-        for row in rows:
-            row[:] = here
-            # The recurrence of normalised Hermite polynomials, weighted so that nothing overflows.
-            here, before = (nodes * here - math.sqrt(k) * before) / math.sqrt(k + 1), here
-            k += 1
-        found.append(values @ rows.T)
-        left = left - np.einsum("ij,ij->i", found[-1], found[-1])
-        missed = float((np.maximum(left, 0.0) / scale).max())
-    return np.concatenate(found, axis=1), square, missed
-
-
-def largest_eigenvalue(gram: Array) -> float:
-    """Return lambda_max of a symmetric matrix. O(n^3)."""
-    return float(np.linalg.eigvalsh(gram)[-1])
-
-
-def eigenvalue_range(gram: Array) -> tuple[float, float]:
-    """Return (lambda_min, lambda_max) of a symmetric matrix; refuse one that is not finite. O(n^3)."""
-    if not np.isfinite(gram).all():
-        raise InputError("the Gram matrix holds NaN or infinity")
-    values = np.linalg.eigvalsh(gram)
-    return float(values[0]), float(values[-1])
+    if np.linalg.norm(x, axis=1).max() > 1 + 1e-12:
+        raise InputError("Lemma 5.1 is for inputs of norm at most 1 (Assumption 4.1): scale them")
+    if cloud.start_std != 1:
+        raise InputError(f"Lemma 5.1 is for the start N(0, I), this cloud started at std = {cloud.start_std}")
+    Ac, Bc = theory.kernel_constants(activation.suprema)
+    start = gram_gaussian(activation, x)
+    moved = gram_at_cloud(activation, x, cloud) - start
+    if cloud.reference is not None:
+        far = cloud.replace(z=cloud.reference, reference=None)
+        moved = moved + start - gram_at_cloud(activation, x, far)
+    low = eigenvalue_range(start)[0]
+    floor = float(theory.kernel_floor(low, len(x), W2, activation.suprema))
+    return Change(float(np.abs(moved).max()), Ac * W2**2 + Bc * W2, eigenvalue_range(start + moved)[0], floor, low)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import parallel, steps
+from meanfield import ntk, parallel, steps
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.flow import Flow
@@ -182,18 +182,29 @@ def second_moment(cloud: Cloud, flow: Flow) -> float:
 
 @observable("rms drift sqrt(E|b|^2) of a particle", unit="length / time")
 def drift_rms(cloud: Cloud, flow: Flow) -> float:
-    """Return sqrt(E|b|^2): (2 alpha / n) sqrt(r' H r) where the step has H, its own or a carried one (`risk.HELD`).
+    """Return sqrt(E|b|^2), the mean over the cloud's own particles: for a network (2 alpha / n) sqrt(r . H r).
 
-    Elsewhere it is the mean over the particles: O(n d) each, and no Gram matrix.
+    H r is found without H (`kernel_residual`), so that no Gram matrix of an earlier step enters.
     """
     objective = flow.objective.full
     if isinstance(objective, Risk):
-        if not flow.method.explicit or objective.held(cloud, flow.train) is not None:
-            r, gram, _ = objective.tangent(cloud, flow.train, flow.decay)
-            return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ gram @ r), 0.0))
-        columns = steps.trained(flow.train)
-        return math.sqrt(mean_square(cloud, objective.gradient(cloud)[:, columns]))
+        r = objective.residual(objective.prediction(cloud))
+        return 2 * objective.alpha / objective.n * math.sqrt(max(float(r @ kernel_residual(cloud, flow)), 0.0))
     return math.sqrt(mean_square(cloud, objective.gradient(cloud)))
+
+
+def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
+    """Return H r of the cloud, shape (n,): from its Gram matrix if a step has measured it, else in a pass of O(n d)."""
+    risk = network(flow)
+
+    def make() -> Array:
+        r = risk.residual(risk.prediction(cloud))
+        gram = risk.measured_gram(cloud, flow.train)
+        if gram is not None:
+            return gram @ r
+        return ntk.product(risk.unit.h, risk.inputs, cloud.z, r, cloud.weights, flow.train)
+
+    return remembered(cloud, f"kernel residual {flow.train}", make)
 
 
 @observable("rms over samples of e_i = E_p[Laplace psi_i - z . grad psi_i]")
@@ -208,10 +219,10 @@ def generator_rms(cloud: Cloud, flow: Flow) -> float:
 @observable("mean square distance travelled, E|Z_t - Z_0|^2", unit="length^2")
 def travelled(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z_t - Z_0|^2, which is O(1) however little the law moves."""
-    return mean_square(cloud, cloud.z, _origin(cloud, flow))
+    return mean_square(cloud, cloud.z, origin(cloud, flow))
 
 
-def _origin(cloud: Cloud, flow: Flow) -> Array:
+def origin(cloud: Cloud, flow: Flow) -> Array:
     """Return where the particles started, kept from record to record for the clouds of one run that are not too large.
 
     To draw a start again costs as much as the noise of a step.

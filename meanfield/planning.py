@@ -14,6 +14,7 @@ import numpy as np
 
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
 import meanfield.increments  # noqa: F401  (registers the checks of the noise)
+import meanfield.rates  # noqa: F401  (registers what the identities are checked by)
 from meanfield import schemes
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError

@@ -178,6 +178,8 @@ def _dims(name: str, array: Array, item: Observable | None, recorder: Recorder) 
     if item is None:
         return ("time",)
     when = "bound_time" if item.costly else "time"
+    if item.pooled and item.dims[:1] == ("replicate",):
+        return ("replicate", when, *item.dims[1:])
     return (when, *item.dims) if item.pooled else ("replicate", when, *item.dims)
 
 

@@ -173,3 +173,24 @@ def c2(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         note = reason or "needs the limit law, the square loss, and lambda_min(H) and e recorded"
         return [Verdict(name, text, NOT_APPLICABLE, note=note)]
     return [_judge_loss(data, name, text, certificate, slice(1, None) if len(certificate) > 1 else slice(None))]
+
+
+def exit_time(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the law stays in the ball of Lemma 5.1: t*, the time of its exit, is beyond the end of the run."""
+    name, text = "Theorem 4.4, exit time t*", "W2(p_t, p0) <= R (explicit) for all t, so that Lemmas 5.2 and 5.3 apply"
+    missing, reason = missing_variable(data, name, text, "w2_upper", "w2_lower"), _hypothesis(data)
+    if missing or reason:
+        return [missing or Verdict(name, text, NOT_APPLICABLE, note=reason)]
+    a, times = data.attrs, data.bound_time.values
+    symbols = float(a["ntk_lambda"]), int(a["n"]), int(a["D"]) - 1
+    suprema = tuple(float(g) for g in np.atleast_1d(a["suprema"]))
+    radius = theory.radius(*symbols, suprema)
+    upper, doubt = data.w2_upper.values, safe_error(data, "w2_upper")
+    lower = np.nan_to_num(data.w2_lower.values - safe_error(data, "w2_lower"), nan=-np.inf)
+    room = radius - upper
+    verdict = decide(name, text, upper, np.full(len(times), radius), times, room, room - doubt, radius - lower)
+    if verdict.verdict == HOLDS or float(a["alpha"]) >= theory.threshold(*symbols, float(a["lam"]), suprema):
+        return [verdict]
+    first, last = theory.exit_time(times, lower, upper + doubt, radius)
+    note = f"alpha is below (4.1); t* lies between {first:.3g} and {last:.3g}, as far as the bounds tell"
+    return [Verdict(name, text, NOT_APPLICABLE, float(upper.max()), radius, float(room.min()), note=note)]

@@ -3,11 +3,13 @@
 Everything here is W2 *squared* unless its name says otherwise; `root` turns an estimate into one of W2.
 
     upper   E|Z - Zbar|^2            the cost of one coupling                                  `coupled_upper`
+    upper   E|Z_j - Zbar_s(j)|^2     the same clouds, paired anew                              `repaired_upper`
     lower   |mu|^2 + sum (sqrt(eig Sigma) - 1)^2   the distance of the Gaussians of the same moments `gelbrich_lower`
     lower   2 (E_p chi - E_p0 chi^)  Kantorovich's dual at potentials of the network           `dual.dual_lower`
 
 Plug-in distances between samples (`plugin`) are there to be looked at beside what they read for two samples of p0
-(`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `moments` for what a pair is.
+(`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `distances` for distances between
+samples; `moments` for what a pair is.
 """
 
 import math
@@ -18,11 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meanfield import noise
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.estimate import Estimate, mean_estimate
-from meanfield.moments import Clouds, Pair, coupled_pairs, jackknifed
+from meanfield.moments import Clouds, Pair, coupled_pairs, each, jackknifed
 
 Array = npt.NDArray[Any]
+BLOCK, ROUNDS = 100, 4  # particles that are paired anew with each other; frames in which they are sorted
 
 
 def gelbrich(mean: Array, covariance: Array) -> float:
@@ -81,6 +85,59 @@ def coupled_upper(clouds: Clouds, *, scale: float = 1.0) -> Estimate:
 def _gap(pair: Pair) -> float:
     gap = pair.z - pair.reference
     return float(pair.mean(np.einsum("ij,ij->i", gap, gap)))
+
+
+def repaired_upper(clouds: Clouds, *, scale: float = 1.0, block: int = BLOCK, rounds: int = ROUNDS) -> Estimate:
+    """Return E mean_j |Z_j - Zbar_s(j)|^2, s the best pairing that is found of a cloud with its reference.
+
+    What is bounded is W2^2(p, p0), p the law of one particle. Let s be any pairing (permutation), chosen by looking at
+    both clouds, and J uniform on the particles. Given the clouds, (Z_J, Zbar_s(J)) has their empirical measures as
+    marginals, because s is a permutation; averaged over the clouds its marginals are the mean law of the Z_j and that
+    of the Zbar_j, which are p and p0, since all particles of a cloud have one law. So it is a coupling of p with p0,
+    and its cost, the expectation of what is returned, is at least W2^2(p, p0): for any number of particles, however
+    they depend on each other, and whether s is optimal or not. s = identity gives `coupled_upper`, never below.
+
+    From the identity, the pairs are sorted by (Z_j + Zbar_s(j)) . v, cut into blocks, and each block is paired anew by
+    the optimal assignment; v runs through orthonormal frames. A few rounds come within 1 %
+    (D = 2) or 3 % (D = 3) of the optimal pairing of 4,000 particles, at a twentieth of its cost, and the cost grows
+    like m. What is left above W2^2 is the distance of samples of this size, which falls with m quickly where D <= 3,
+    slowly beyond.
+
+    Parameters
+    ----------
+    clouds : sequence of (z, reference, weights)
+        One entry a replicate; weights must be None (particles of unequal masses have no pairing).
+    scale : float
+        Standard deviation s of the reference.
+    block : int
+        Particles in a block. O(R m block rounds D) and more: 0.15 s a replicate at m = 4000, D = 2.
+    rounds : int
+        Frames of D directions.
+
+    Raises
+    ------
+    InputError
+        If there are weights, shapes don't fit, or block or rounds is not positive.
+    """
+    if block < 1 or rounds < 1:
+        raise InputError(f"wanted blocks of at least 1 particle and at least 1 round, got {block} and {rounds}.")
+    pairs = coupled_pairs(clouds, scale)
+    if any(pair.weights is not None for pair in pairs):
+        raise InputError("particles are paired anew where all have equal mass; leave the weights out.")
+    return mean_estimate(each(lambda pair: _gap(_repaired(pair, block, rounds)), pairs), "repaired")
+
+
+def _repaired(pair: Pair, block: int, rounds: int) -> Pair:
+    z, reference = pair.z, pair.reference.copy()
+    for k in range(rounds):
+        drawn = noise.normals(k, noise.Stream.PROBE, step=2, count=z.shape[1], width=z.shape[1])
+        for direction in np.linalg.qr(drawn)[0]:
+            order = np.argsort((z + reference) @ direction, kind="stable")
+            for first in range(0, len(order), block):
+                some = order[first : first + block]
+                mine, yours = _assignment(z[some], reference[some])
+                reference[some[mine]] = reference[some[yours]]
+    return Pair(z, reference)
 
 
 def gelbrich_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Estimate:
@@ -151,6 +208,12 @@ def plugin(first: Array, second: Array, iterations: int = 2_000_000) -> float:
 
 
 def _assigned(first: Array, second: Array) -> float:
+    mine, yours = _assignment(first, second)
+    return float(((first[mine] - second[yours]) ** 2).sum() / len(first))
+
+
+def _assignment(first: Array, second: Array) -> tuple[Array, Array]:
+    """Return the rows of two samples of equal size that belong together when the sum of |x - y|^2 is least."""
     from scipy.optimize import linear_sum_assignment
 
     cost = (second**2).sum(axis=1) - 2 * first @ second.T
@@ -158,7 +221,7 @@ def _assigned(first: Array, second: Array) -> float:
     cost -= cost.min(axis=1)[:, None]
     cost -= cost.min(axis=0)
     mine, yours = linear_sum_assignment(cost)
-    return float(((first[mine] - second[yours]) ** 2).sum() / len(first))
+    return mine, yours
 
 
 def _simplex(first: Array, second: Array, iterations: int) -> float:

@@ -155,9 +155,12 @@ SCHEMA = {
     **dict.fromkeys(
         ("loss", "residual_defect", "residual_defect_se", "second_moment", "drift_rms", "travelled", "kl_account",
          "generator_rms", "coupled_distance", "coupling_defect", "noise_variance", "noise_variance_se", "noise_mean",
-         "noise_state_correlation", "noise_kurtosis"), ("replicate", "time")),
+         "noise_state_correlation", "noise_kurtosis", "drift_square", "entropy_source", "reference_travelled",
+         "reference_travelled_se", "reference_overlap", "reference_overlap_se",
+         "reference_variance", "kick_fault"), ("replicate", "time")),
     "loss_unbiased": ("time",), "eta": ("time",), "prediction": ("replicate", "time", "sample"), "label": ("sample",),
-    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max"), ("replicate", "bound_time")),
+    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score"),
+                    ("replicate", "bound_time")),
     **dict.fromkeys(("w2_plugin", "w2_plugin_null"), ("bound_time",)),
     **{name + end: ("bound_time",) for name in COMBINED for end in ("", "_se", "_source")},
 }  # fmt: skip

@@ -1,0 +1,74 @@
+"""Tangent kernels at any cloud, as a matrix and as products H v without one.
+
+`spectrum` takes eigenvalues from them; `ntk` holds all that is said of tangent kernels.
+"""
+
+import numpy as np
+
+from meanfield import backends, parallel
+from meanfield import gram as gaussian
+from meanfield.cloud import Cloud
+from meanfield.units import Activation
+
+Array = np.ndarray
+
+
+def gram_at_cloud(
+    activation: Activation, x: Array, cloud: Cloud, *, train: str = "both", backend: str = backends.AUTO
+) -> Array:
+    """Return H = sum_j w_j <grad psi_i(z_j), grad psi_k(z_j)> of a cloud, shape (n, n): H1 + H2, or one by `train`.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, d)
+        Inputs as the neurons see them.
+    backend : str
+        A name of `backends.MODULES`, or "auto". O(n^2) a particle.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    name = backends.choose(len(x), cloud.m).name if backend == backends.AUTO else backend
+    found = backends.get(name).measure(activation, x, cloud.z, None, cloud.weights, train).gram
+    return np.asarray(found)
+
+
+def product(
+    activation: Activation, x: Array, z: Array, v: Array, weights: Array | None = None, train: str = "both"
+) -> Array:
+    """Return H v at a cloud without H: (H v)_i = E <grad psi_i, sum_k v_k grad psi_k>, shape (n,).
+
+    One pass over the particles, O(n d) each, and no array of n x m beyond a block.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, d)
+        Inputs as the neurons see them.
+    z : ndarray, shape (m, d + 1)
+        Particles.
+    v : ndarray, shape (n,)
+    weights : ndarray, shape (m,), optional
+    train : str
+        "both": H1 + H2; "u": H2; "theta": H1.
+    """
+    x, m = np.asarray(x, dtype=np.float64), len(z)
+    v = np.asarray(v, dtype=np.float64)
+
+    def part_sum(part: slice) -> Array:
+        theta, u = z[part, :-1].astype(np.float64, copy=False), z[part, -1:].astype(np.float64, copy=False)
+        mass = np.full(len(u), 1.0 / m) if weights is None else weights[part]
+        h, h1 = activation.value_and_first(theta @ x.T)
+        total = np.zeros(len(x))
+        if train != "u":
+            h1 = h1 * u
+            total += mass @ (h1 * (((h1 * v) @ x) @ x.T))
+        if train != "theta":
+            total += (mass * (h @ v)) @ h
+        return total
+
+    return np.asarray(parallel.sum_blocks(part_sum, m, parallel.block_size(len(x))))
+
+
+def start_product(activation: Activation, x: Array, v: Array, *, std: float = 1.0, train: str = "both") -> Array:
+    """Return H(p0) v by tiles of rows of the closed form or Mehler's series; O(n^2), no n x n matrix."""
+    x = np.asarray(x, dtype=np.float64)
+    rows = [slice(first, first + gaussian.TILE) for first in range(0, len(x), gaussian.TILE)]
+    return np.concatenate([gaussian.kernel(activation, x[part], x, std=std, train=train) @ v for part in rows])
