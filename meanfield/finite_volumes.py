@@ -25,8 +25,9 @@ from meanfield.schemes import mean_residual, phi1
 from meanfield.solution import Moved, Reading
 
 Array = np.ndarray
-# J is accepted where its equation holds to this, relative to |r| + |y|; so many corrections are tried.
-ACCURACY, MOST_CORRECTIONS = 1e-12, 40
+# J is accepted where its equation holds to this, relative to |r| + |y|, and to rounding, relative to alpha; so many
+# corrections are tried.
+ACCURACY, ROUNDING, MOST_CORRECTIONS = 1e-12, 2e-14, 40
 SMALLEST, LARGEST, SAFETY = 0.2, 3.0, 0.8
 FIRST = 1e-2
 
@@ -168,11 +169,11 @@ class Volumes:
         share = (vectors * weight(x)) @ vectors.T
         # With H frozen the gap below has the slope I + W x = 1 / phi1(x) in J.
         broyden = Broyden((vectors * phi1(x)) @ vectors.T)
-        scale = float(np.linalg.norm(residual) + np.linalg.norm(self.risk.y))
+        enough = ACCURACY * float(np.linalg.norm(residual) + np.linalg.norm(self.risk.y)) + ROUNDING * self.risk.alpha
         for _ in range(MOST_CORRECTIONS):
             moved = self.chain(J).after(p, tau)
             gap = J - residual - share @ (self.prediction(moved) - before)
-            if np.linalg.norm(gap) <= ACCURACY * scale:
+            if np.linalg.norm(gap) <= enough:
                 return moved
             J = J + broyden.move(gap)
         return None

@@ -132,8 +132,9 @@ def volumes(
     tolerance : float
         Largest error of a time step in total variation.
     estimate : bool
-        Whether to solve again with half the cells and to report what that changes (`Solution.error`), about three times
-        the error where the order is two, and no less than it where drift makes it one.
+        Whether to solve again with half the cells and to report what that changes (`Solution.error`): three times the
+        error where the order is two, the error itself where drift makes it one. Cells wider than 0.3 on the coarser
+        grid are too wide for that, and the estimate may then be too small.
 
     Returns
     -------

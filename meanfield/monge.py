@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 # Newton stops where the largest residual of the equation has this size; a move is halved at most so often.
-ACCURACY, MOST_MOVES, MOST_HALVINGS = 1e-9, 60, 20
+ACCURACY, MOST_MOVES, MOST_HALVINGS = 1e-7, 60, 20
+# Mass of both laws outside the cells whose log(p / p0) bounds that of the others: far out it would rule the damping.
+LEFT_OUT = 1e-9
 
 
 def line_distance(p: Array, q: Array, width: float) -> float:
@@ -119,7 +121,7 @@ def plane_distance(cells: Cells, p: Array, phi: Array | None = None) -> tuple[fl
     A sparse factorisation a move, about six moves: a second at 80 x 80 cells, eight at 160 x 160.
     """
     grid = Grid(cells)
-    log_ratio = np.log(p / cells.start).ravel()
+    log_ratio = _log_ratio(p.ravel(), cells.start.ravel())
     phi = np.zeros(p.size) if phi is None else phi
     slopes = grid.slopes(phi)
     for _ in range(MOST_MOVES):
@@ -130,6 +132,14 @@ def plane_distance(cells: Cells, p: Array, phi: Array | None = None) -> tuple[fl
             return float(np.sqrt(p.ravel() @ (slopes.theta**2 + slopes.u**2))), phi
         phi, slopes = _damped(grid, log_ratio, phi, move, offset, size)
     raise DivergedError(f"the optimal map was not found in {MOST_MOVES} moves; give more cells.")
+
+
+def _log_ratio(p: Array, p0: Array) -> Array:
+    """Return log(p / p0), outside the cells of nearly all mass no larger and no smaller than inside."""
+    both, ratio = p + p0, np.log(p / p0)
+    order = np.argsort(both)
+    kept = ratio[order[np.cumsum(both[order]) > LEFT_OUT]]
+    return np.clip(ratio, kept.min(), kept.max())
 
 
 def _newton(grid: Grid, slopes: Slopes, residual: Array) -> tuple[Array, float]:
