@@ -107,7 +107,7 @@ def dual_lower(
     Raises
     ------
     InputError
-        If shapes don't fit. O(R m n d + 8 R (largest + 10^4) n (d + 10) + n^3): .6 s of one core for n = 100, d = 64, R = 4.
+        If shapes don't fit. O(R m n d + 8 R (largest + 10^4) n (d + 10) + n^3): .6 s of a core for n = 100, d = 64.
     """
     x = np.asarray(x, dtype=np.float64)
     pairs = coupled_pairs(clouds, scale)
