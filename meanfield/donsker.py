@@ -70,9 +70,8 @@ def donsker_varadhan(clouds: Clouds, features: ProbeFeatures, *, scale: float = 
 
     One half of the replicates and of the probes chooses the tilt (by concave Newton steps with a ridge, larger for
     directions that oscillate; ridge, omega and the number of feature families by what is best on a held-out quarter),
-    the other half measures it; then the
-    halves change places, and each replicate yields one value. A single replicate is split into halves of its
-    particles, and has no standard error.
+    the other half measures it; then the halves change places, and each replicate yields one value. A single replicate
+    is split into halves of its particles, and has no standard error.
 
     Parameters
     ----------

@@ -95,7 +95,7 @@ def dual_lower(
         What the bound should exceed to be of interest (another lower bound): if it does not where the potential is
         chosen, the rest is not computed.
     largest : int
-        Phi is measured at that many particles of a replicate (all, if they have weights).
+        Phi is measured at that many particles of a replicate (all, if they have weights): a third of the cost.
     seed : int
         Names the draws of the smoothing, which are the same at every call.
 
@@ -107,7 +107,7 @@ def dual_lower(
     Raises
     ------
     InputError
-        If shapes don't fit. O(R m n d + 8 R (largest + 10^4) n (d + 10) + n^3): .3 s for n = 100, d = 64.
+        If shapes don't fit. O(R m n d + 8 R (largest + 10^4) n (d + 10) + n^3): .6 s of a core for n = 100, d = 64.
     """
     x = np.asarray(x, dtype=np.float64)
     pairs = coupled_pairs(clouds, scale)
