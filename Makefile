@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/meanfield run sims/quickstart.toml --out runs/quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadscope
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -44,8 +45,22 @@ def check(bench: Bench, dtype: str) -> list[dict]:
     return found
 
 
-def results(bench: Bench, about: dict, checks: list[dict]) -> dict:
+def kept(out: Path, measured: list[str]) -> list[dict]:
+    """Return the rows of other workloads that stand in the folder already, from a run of the same schema."""
+    path = out / "results.json"
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    date = before["machine"].get("date", "")
+    rows = before["rows"] if before.get("schema") == SCHEMA else []
+    return [{"measured": date} | row for row in rows if row["workload"] not in measured]
+
+
+def results(bench: Bench, about: dict, checks: list[dict], older: Sequence[dict] = ()) -> dict:
     """Return what is written: one schema for the JSON, the tables and the charts."""
+    dates = {row["workload"]: row["measured"] for row in older}
+    if dates:
+        about = about | {"measured before": ", ".join(f"{name} ({date})" for name, date in dates.items())}
     return {
         "schema": SCHEMA,
         "machine": about,
@@ -53,7 +68,7 @@ def results(bench: Bench, about: dict, checks: list[dict]) -> dict:
         "missing": bench.pool.missing(),
         "rates": bench.known_rates(),
         "checks": checks,
-        "rows": bench.rows,
+        "rows": sorted([*older, *bench.rows], key=lambda row: NAMES.index(row["workload"])),
     }
 
 
@@ -72,12 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
     repeats = chosen.repeats or (5 if chosen.quick else 15)
     pool = Pool(chosen.threads, repeats, inner=0.02, budget=0.4 if chosen.quick else 3.0)
     bench, about = Bench(pool, chosen.quick), machine.describe(chosen.threads)
+    older = kept(chosen.out, chosen.only)
     try:
         checks = [row for dtype in ("float64", "float32") for row in check(bench, dtype)]
         for name in chosen.only:
             import_module(f"benchmarks.workloads.{name}").run(bench)
             about["minutes"] = round((time.time() - begin) / 60, 1)
-            page = write(results(bench, about, checks), chosen.out)  # a run that is cut short leaves what it has
+            page = write(results(bench, about, checks, older), chosen.out)  # a run that is cut short leaves what it has
     finally:
         pool.close()
     print(page)

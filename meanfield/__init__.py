@@ -33,6 +33,7 @@ _MODULES = (
     "config",
     "datasets",
     "entropy",
+    "fokker_planck",
     "noise",
     "ntk",
     "observables",
@@ -45,7 +46,7 @@ _MODULES = (
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
 if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal to the tables above
-    from . import config, datasets, entropy, noise, ntk, observables, plots, theory, transport, units
+    from . import config, datasets, entropy, fokker_planck, noise, ntk, observables, plots, theory, transport, units
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
     from .linearised import Linearised

@@ -208,8 +208,9 @@ def injective_height(
     a = 0.0 if g3 == 0 else g3 * float(np.linalg.eigvalsh(x.T @ weighted)[-1])
     b = 0.0
     if train == "both":
-        norms = np.linalg.norm(x, axis=1)
-        b = g2 * min(float(size @ norms), float(np.linalg.norm(x, 2) * np.linalg.norm(size)))
+        norms = np.sqrt(np.einsum("ij,ij->i", x, x))
+        largest = math.sqrt(max(float(np.linalg.eigvalsh(x.T @ x)[-1]), 0.0))
+        b = g2 * min(float(size @ norms), largest * float(np.linalg.norm(size)))
     room = tau - (eps * b) ** 2 / tau
     if not math.isfinite(a) or room <= 0:
         return 0.0

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield import parallel
 from meanfield.account import Account, Channel, KickSums, injective_height
 from meanfield.backends import Moved
 from meanfield.cloud import Cloud, Kernel
@@ -26,7 +25,7 @@ SHORT = 1e-3
 # Eigenvalues of the Gram matrix below this share of the largest are rounding, as in `entropy.stein_fisher`.
 CUTOFF = 1e-10
 LOOKED_AT = 64  # particles at either end of |u| where a kick that is not certified is looked at
-TOGETHER = 1 << 11  # particles whose increments are summed at a time
+TOGETHER = 1 << 11  # particles whose increments are summed in a step
 
 
 class Dynamics(NamedTuple):
@@ -246,16 +245,15 @@ def of_means(dynamics: Dynamics, account: Account, start: Cloud, before: Cloud, 
 def increments(before: Cloud, after: Cloud, channel: Channel, train: str) -> Array:
     """Return sums over the reference's increments xi = (Zbar' - c Zbar) / sigma: count, xi, xi^2, xi^4, xi Zbar / s.
 
-    They are taken from the states and not from the draws, so that a wrong noise level shows.
+    They are taken from the states and not from the draws, so that a wrong noise level shows; of `TOGETHER` particles,
+    others in every step until all have had their turn.
     """
     if before.reference is None or after.reference is None or not channel.sigma:
         return np.zeros(5)
-    columns, far, scale = trained(train), (before.reference, after.reference), math.sqrt(before.reference_variance)
-
-    def part_sum(part: slice) -> Array:
-        old, new = (reference[part, columns].astype(np.float64, copy=False) for reference in far)
-        xi = ((new - channel.decay * old) / channel.sigma).ravel()
-        square = xi * xi
-        return np.array([xi.size, xi.sum(), square.sum(), square @ square, xi @ old.ravel() / scale])
-
-    return np.asarray(parallel.sum_blocks(part_sum, before.m, TOGETHER))
+    turn = before.step % -(-before.m // TOGETHER)
+    part, columns = slice(turn * TOGETHER, (turn + 1) * TOGETHER), trained(train)
+    old, new = (c[part, columns].astype(np.float64, copy=False).ravel() for c in (before.reference, after.reference))
+    xi = (new - channel.decay * old) / channel.sigma
+    square = xi * xi
+    cross = xi @ old / math.sqrt(before.reference_variance)
+    return np.array([xi.size, xi.sum(), square.sum(), square @ square, cross])

@@ -33,6 +33,8 @@ Coupled = list[tuple[Array, Array, Array | None]]
 PROBES = 100_000
 PLUGIN = 1000
 NEIGHBOURS = 5
+# Largest dimension in which clouds are paired anew: beyond, samples of usual sizes are too thin to gain by it.
+REPAIRED = 3
 # Bounds that are chosen on one part of the particles and measured on another need a few.
 FEWEST = 16
 
@@ -107,17 +109,26 @@ def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
         return Estimate(0.0, 0.0, "start")
     pairs = standardised(clouds, flow)
     candidates = [transport.gelbrich_lower(pairs, blocks=_blocks(pairs))]
-    h = network(flow).unit.h if _is_network(flow) else None
-    if h is not None and all(np.isfinite(h.suprema[1:3])) and clouds[0].m >= FEWEST:
-        candidates.append(dual.dual_lower(pairs, inputs(clouds, flow), h, beat=candidates[0].value))
+    if _is_network(flow) and clouds[0].m >= FEWEST:
+        candidates.append(_dual(clouds, flow, pairs, candidates[0].value))
     best = tightest_lower(candidates, len(clouds))
     return _scaled(transport.root(best, student_factor(len(clouds)), -1), clouds[0].start_std)
 
 
+def _dual(clouds: Sequence[Cloud], flow: Flow, pairs: Coupled, beat: float) -> Estimate:
+    """Return the dual bound on W2^2, in units of std; H is that of the inputs there."""
+    risk, cloud = network(flow), clouds[0]
+    gram = risk.gram_start(cloud.start_std, "both")
+    return dual.dual_lower(pairs, inputs(clouds, flow), risk.unit.h, gram=gram, beat=beat, seed=cloud.seed)
+
+
 @observable("upper bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
 def w2_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
-    """Return the best of the coupled distance (U1) and sqrt(2 KL) (U3)."""
-    candidates = [transport.coupled_upper(standardised(clouds, flow))]
+    """Return the best of the coupled distance (U1), the clouds paired anew (U2; D <= 3) and sqrt(2 KL) (U3)."""
+    pairs = standardised(clouds, flow)
+    candidates = [transport.coupled_upper(pairs)]
+    if clouds[0].dimension <= REPAIRED and clouds[0].weights is None and candidates[0].value > 0:
+        candidates.append(transport.repaired_upper(pairs))
     try:
         kl = kl_upper(clouds, flow)
         candidates.append(Estimate(2 * kl.value, 2 * kl.se, f"talagrand({kl.source})"))

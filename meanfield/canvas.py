@@ -83,11 +83,11 @@ def png(figure: Any, dpi: int = 150) -> bytes:
     return page.getvalue()
 
 
-def save(figure: Any, stem: Path) -> list[Path]:
-    """Write stem.png (150 dpi) and stem.pdf, without dates in them, and return the two paths."""
+def save(figure: Any, stem: Path, dpi: int = 150) -> list[Path]:
+    """Write stem.png and stem.pdf, without dates in them, and return the two paths."""
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf")]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths[0].write_bytes(png(figure))
+    paths[0].write_bytes(png(figure, dpi))
     figure.set_layout_engine("none")  # laid out once, for both files
     with style(), lean_fonts():
         figure.savefig(paths[1], format="pdf", metadata={"CreationDate": None})
@@ -138,7 +138,7 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     decades = math.log10(high / low)
     subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1).removeprefix("1×")))
     axis.set_minor_locator(LogLocator(base=10, subs=range(2, 10), numticks=99) if decades < 8 else NullLocator())
     axis.set_minor_formatter(NullFormatter())
 

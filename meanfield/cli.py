@@ -1,4 +1,4 @@
-"""The command line: `meanfield run | verify | report | compare | backends | selftest`.
+"""The command line: `meanfield run | verify | report | sim | compare | backends | selftest`.
 
 Exit codes: 0 done, 1 a check failed (or `compare` found different numbers), 2 bad input or usage, 3 the run diverged,
 130 interrupted with its state saved. Heavy packages are imported where they are used, so that help comes at once.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meanfield.errors import MeanfieldError
+from meanfield.errors import InputError, MeanfieldError
 
 if TYPE_CHECKING:
     from meanfield.config import RunConfig
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write DIR/report.html with its figures")
     report.add_argument("directory", type=Path, metavar="DIR")
     report.set_defaults(action=_report)
+    _add_sim(commands)
     compare = commands.add_parser("compare", help="say where two runs differ and by how much (exit 1 if numbers do)")
     compare.add_argument("first", type=Path, metavar="DIR")
     compare.add_argument("second", type=Path, metavar="DIR")
@@ -101,6 +102,17 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="print errors alone")
     run.add_argument("--show", action="store_true", help="print the resolved configuration and do nothing")
     run.set_defaults(action=_run)
+
+
+def _add_sim(commands: Any) -> None:
+    sim = commands.add_parser("sim", help="reproduce a published figure or claim (exit 1 if a claim fails)")
+    sim.add_argument("name", nargs="?", metavar="NAME", help="which one; --list shows all")
+    sim.add_argument("--list", action="store_true", help="name, run time, statement and figure of every simulation")
+    sim.add_argument("--smoke", action="store_true", help="a few small points, in seconds")
+    sim.add_argument("--plot-only", action="store_true", help="draw and judge the points that are there")
+    sim.add_argument("--out", type=Path, metavar="DIR", help="default: runs/sims/NAME, or NAME-smoke")
+    sim.add_argument("--jobs", type=int, default=1, metavar="N", help="points built at a time (default 1)")
+    sim.set_defaults(action=_sim)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -181,6 +193,23 @@ def _report(options: argparse.Namespace) -> int:
     path, verification = experiment.report(options.directory)
     print(path)
     return _complain([v.statement for v in verification.violated], options.directory)
+
+
+def _sim(options: argparse.Namespace) -> int:
+    from meanfield import gallery
+
+    if options.list:
+        print(gallery.listing())
+        return 0
+    if options.name is None:
+        raise InputError("which simulation? Type `meanfield sim NAME`; `meanfield sim --list` has all of them")
+    directory = options.out or Path("runs") / "sims" / (options.name + ("-smoke" if options.smoke else ""))
+    outcome = gallery.run(
+        options.name, directory, smoke=options.smoke, plot_only=options.plot_only, jobs=options.jobs, say=_say
+    )
+    print(outcome.table())
+    print("\n".join(f"figure: {path}" for path in outcome.figures if path.suffix == ".png"))
+    return 1 if outcome.failed else 0
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -14,6 +14,10 @@ class InputError(MeanfieldError, ValueError):
     """Bad input or usage: says what came, what was wanted and what to type."""
 
 
+class Uninformative(MeanfieldError):
+    """A figure that would read the same if the truth were zero: refused, so that nobody takes it for one."""
+
+
 class DivergedError(MeanfieldError, ArithmeticError):
     """The dynamics left the region where its numbers mean something."""
 

@@ -21,28 +21,34 @@ in float32 arithmetic, which a GPU does many times faster than float64 (signs ab
 So |x| reaches 8.57 in float64 and 6.76 in float32. `logarithm` and `cosine_sine` use +, -, *, /, sqrt and
 integer operations of IEEE 754 alone, rounded one by one in the order written here: no fused multiply-add.
 Who writes a backend copies that order and takes the constants from `PRECISIONS`; tests/test_noise.py holds a
-scalar version. Read `cloud` and `flow` next. A new use of randomness is one more member of `Stream`.
+scalar version. `counters` makes the words, several thousand at a time, and everything here is done in passes over
+the same few arrays. Read `cloud` and `flow` next. A new use of randomness is one more member of `Stream`.
 """
 
 import operator
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from meanfield import counters
+from meanfield.boxmuller import PRECISIONS as PRECISIONS
+from meanfield.boxmuller import Precision as Precision
+from meanfield.boxmuller import cosine_sine as cosine_sine
+from meanfield.boxmuller import fraction, pairs
+from meanfield.boxmuller import logarithm as logarithm
+from meanfield.counters import KEY_INCREMENTS as KEY_INCREMENTS
+from meanfield.counters import MULTIPLIERS as MULTIPLIERS
+from meanfield.counters import ROUNDS as ROUNDS
+from meanfield.counters import philox as philox
+from meanfield.counters import round_keys as round_keys
 from meanfield.errors import InputError
-
-CHUNK = 8192  # counters at a time: the dozen work arrays of 64 KiB then stay in the second-level cache
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # of words 0 and 2
-KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
-ROUNDS = 10
 
 Array = npt.NDArray[Any]
 Range = tuple[int, int]  # first, count
-_LOW = 0xFFFFFFFF
-_COLUMN = np.array(MULTIPLIERS, dtype=np.uint64)[:, None]
+NARROW = 8  # blocks
 
 
 class Stream(IntEnum):
@@ -53,61 +59,8 @@ class Stream(IntEnum):
     BATCH = 2
     DATA = 3
     PROBE = 4
-
-
-class Precision(NamedTuple):
-    """Constants of `logarithm` and `cosine_sine` in one floating-point format.
-
-    The polynomials, in the square of the variable, interpolate at Chebyshev nodes (computed with 60 digits,
-    then rounded): `log` (log((1 + s)/(1 - s)) - 2 s) / s^3 on |s| <= 3 - sqrt 8, `sin` sin(pi f / 2) / f and
-    `cos` (cos(pi f / 2) - 1) / f^2 on |f| <= 1/2. Largest relative errors of log, sin and cos from that, with
-    the rounding of coefficients: float64 4.7e-18, 3.9e-17, 2.6e-17; float32 2.6e-9, 3.6e-8, 1.3e-8.
-    """
-
-    integer: type
-    mantissa: int  # bits stored
-    sqrt_half: int  # bits of sqrt(1/2)
-    ln2: tuple[float, float]  # high part with enough zeros that an exponent times it is exact, and the rest
-    log: tuple[float, ...]
-    sin: tuple[float, ...]
-    cos: tuple[float, ...]
-
-
-_DOUBLE = Precision(
-    np.int64, 52, 0x3FE6A09E667F3BCD, (0.6931471805598903, 5.497923018708371e-14),
-    log=(0.666666666666667, 0.39999999999899505, 0.28571428625975487, 0.2222221113479508, 0.18182889125261723,
-         0.15331721600556042, 0.14616449685043406),
-    sin=(1.5707963267948966, -0.6459640975062443, 0.07969262624604301, -0.004681754132340976,
-         0.0001604411507421909, -3.59864335298231e-06, 5.633933781537854e-08),
-    cos=(-1.2337005501361697, 0.2536695079010478, -0.020863480763340773, 0.0009192602745468447,
-         -2.5202039028029178e-05, 4.710678405505227e-07, -6.329396344967424e-09),
-)  # fmt: skip
-_SINGLE = Precision(
-    np.int32, 23, 0x3F3504F3, (0.693145751953125, 1.428606765330187e-06),
-    log=(0.6666668653488159, 0.3998878002166748, 0.29579949378967285),
-    sin=(1.5707963705062866, -0.6459634900093079, 0.07968021929264069, -0.004602149128913879),
-    cos=(-1.2337005138397217, 0.253669410943985, -0.02086152881383896, 0.0009067399078048766),
-)  # fmt: skip
-PRECISIONS = {np.dtype(np.float64): _DOUBLE, np.dtype(np.float32): _SINGLE}
-
-
-def philox(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]:
-    """Return Philox4x32-10 of every counter [Salmon11].
-
-    Parameters
-    ----------
-    counter : uint32 array, shape (4, N)
-    key : two words of 32 bits, the low one first
-
-    Returns
-    -------
-    uint32 array, shape (4, N)
-    """
-    words = np.asarray(counter, dtype=np.uint64)
-    low, high = (int(word) for word in np.asarray(key, dtype=np.uint64))
-    even, odd = words[0::2].copy(), words[1::2].copy()
-    _rounds(even, odd, round_keys(high << 32 | low))
-    return np.stack([even[0], odd[0], even[1], odd[1]]).astype(np.uint32)
+    QUADRATURE = 5
+    SAMPLE = 6
 
 
 def normals(
@@ -151,16 +104,14 @@ def normals(
     kind = np.dtype(dtype)
     if kind not in PRECISIONS:
         raise InputError(f"normals come in float64 or float32, not {kind}.")
-    per_block, pairs = (2, _pairs_double) if kind == np.float64 else (4, _pairs_single)
+    per_block = 16 // kind.itemsize
     width = _whole("width", width, 32)
-    blocks = -(-width // per_block)
-    counters = _Counters(seed, stream, step, replicate, (first, count), (first_block, blocks))
-    out = np.empty((counters.count, width), dtype=kind)
-    for rows, columns, even, odd in counters.chunks():
+    name = _Counters(seed, stream, step, replicate, (first, count), (first_block, -(-width // per_block)))
+    out = np.empty((name.count, width), dtype=kind)
+    for rows, columns, work in name.chunks():
         block = out[rows, columns.start * per_block : columns.stop * per_block]
-        for j, values in enumerate(pairs(even, odd)):
-            target = block[:, j::per_block]
-            target[...] = values.reshape(len(block), -1)[:, : target.shape[1]]
+        for j, values in enumerate(pairs(work, kind)):
+            _spread(values.reshape(-1, len(block)), block[:, j::per_block])
     return out
 
 
@@ -171,10 +122,10 @@ def uniforms(
 
     Parameters and errors are those of `normals`; the words are those of coordinate block 0.
     """
-    counters = _Counters(seed, stream, step, replicate, (first, count), (0, 1))
-    out = np.empty(counters.count)
-    for rows, _, even, odd in counters.chunks():
-        out[rows] = _fraction(_upper_bits(even[0], odd[0]))
+    name = _Counters(seed, stream, step, replicate, (first, count), (0, 1))
+    out = np.empty(name.count)
+    for rows, _, work in name.chunks():
+        out[rows] = fraction(work[0])
     return out
 
 
@@ -190,68 +141,18 @@ def random_subset(seed: int, *, step: int, replicate: int = 0, n: int, size: int
         If not 0 <= size <= n, or as in `normals`.
     """
     size = _whole("size", size, 32)
-    counters = _Counters(seed, Stream.BATCH, step, replicate, (0, n), (0, 1))
-    if size > counters.count:
+    name = _Counters(seed, Stream.BATCH, step, replicate, (0, n), (0, 1))
+    if size > name.count:
         raise InputError(f"a subset of size {size} does not fit into n = {n}.")
-    keys = np.empty(counters.count, dtype=np.uint64)
-    for rows, _, even, odd in counters.chunks():
-        keys[rows] = even[0] << 32 | odd[0]
+    keys = np.empty(name.count, dtype=np.uint64)
+    for rows, _, work in name.chunks():
+        keys[rows] = work[0]
     if size == 0:
         return np.empty(0, dtype=np.intp)
     last = np.partition(keys, size - 1)[size - 1]
     below = np.flatnonzero(keys < last)
     ties = np.flatnonzero(keys == last)[: size - len(below)]
     return np.sort(np.concatenate([below, ties]))
-
-
-def logarithm(x: Array) -> Array:
-    """Return log x of positive normal numbers with an error below 1 ulp.
-
-    x = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt 2), and with s = f / (2 + f), R = s^2 P(s^2)
-    log(1 + f) = 2 s + s R = f - s (f - R), where f is exact and the correction small.
-    """
-    p = PRECISIONS[x.dtype]
-    bits = x.view(p.integer) - p.integer(p.sqrt_half)
-    exponent = np.right_shift(bits, p.mantissa).astype(x.dtype)
-    bits &= p.integer((1 << p.mantissa) - 1)
-    bits += p.integer(p.sqrt_half)
-    f = bits.view(x.dtype)
-    f -= 1.0
-    s = f + 2.0
-    np.divide(f, s, out=s)
-    z = s * s
-    tail = _polynomial(p.log, z)
-    tail *= z
-    np.subtract(f, tail, out=tail)
-    tail *= s
-    np.multiply(exponent, p.ln2[1], out=z)
-    tail -= z
-    f -= tail
-    exponent *= p.ln2[0]
-    f += exponent
-    return f
-
-
-def cosine_sine(f: Array) -> tuple[Array, Array]:
-    """Return cos(pi f / 2) and sin(pi f / 2) for |f| <= 1/2 with errors below 1.4 and 1.8 ulp."""
-    p = PRECISIONS[f.dtype]
-    z = f * f
-    cosine = _polynomial(p.cos, z)
-    cosine *= z
-    cosine += 1.0
-    sine = _polynomial(p.sin, z)
-    sine *= f
-    return cosine, sine
-
-
-def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
-    """Evaluate c[0] + z (c[1] + z (...)) from the innermost bracket outwards."""
-    value = z * z.dtype.type(coefficients[-1])
-    for c in coefficients[-2:0:-1]:
-        value += c
-        value *= z
-    value += coefficients[0]
-    return value
 
 
 class _Counters:
@@ -262,32 +163,16 @@ class _Counters:
             stream = Stream(stream)
         except ValueError:
             raise InputError(f"unknown stream {stream!r}; streams are {[s.name for s in Stream]}.") from None
-        self.keys = round_keys(_whole("seed", seed, 64))
+        self.seed = _whole("seed", seed, 64)
         self.step = _whole("step", step, 32)
         self.last_word = stream << 24 | _whole("replicate", replicate, 24)
         self.first, self.count = _span("particles", *particles)
         self.first_block, self.blocks = _span("coordinate blocks", *blocks)
 
-    def chunks(self) -> Iterator[tuple[slice, slice, Array, Array]]:
-        """Yield rows, blocks and their words (w0, w2), (w1, w3), each of shape (2, rows * blocks)."""
-        across = max(1, min(self.blocks, CHUNK))
-        down = CHUNK // across
-        for top in range(0, self.count, down):
-            rows = slice(top, min(top + down, self.count))
-            for left in range(0, self.blocks, across):
-                columns = slice(left, min(left + across, self.blocks))
-                yield rows, columns, *self._words(rows, columns)
-
-    def _words(self, rows: slice, columns: slice) -> tuple[Array, Array]:
-        shape = (2, rows.stop - rows.start, columns.stop - columns.start)
-        even, odd = np.empty(shape, dtype=np.uint64), np.empty(shape, dtype=np.uint64)
-        even[0] = np.arange(self.first + rows.start, self.first + rows.stop, dtype=np.uint64)[:, None]
-        even[1] = self.step
-        odd[0] = np.arange(self.first_block + columns.start, self.first_block + columns.stop, dtype=np.uint64)
-        odd[1] = self.last_word
-        even, odd = even.reshape(2, -1), odd.reshape(2, -1)
-        _rounds(even, odd, self.keys)
-        return even, odd
+    def chunks(self) -> Iterator[tuple[slice, slice, Array]]:
+        """Yield rows, blocks and work space that begins with their words; see `counters.chunks`."""
+        particles, blocks = (self.first, self.count), (self.first_block, self.blocks)
+        return counters.chunks(self.seed, self.step, self.last_word, particles, blocks)
 
 
 def _whole(name: str, value: int, bits: int) -> int:
@@ -307,71 +192,10 @@ def _span(name: str, first: int, count: int) -> Range:
     return first, count
 
 
-def round_keys(seed: int) -> Array:
-    """Return the key of every round, low word first, shape (ROUNDS, 2, 1)."""
-    low, high = seed & _LOW, seed >> 32
-    pairs = [(low + i * KEY_INCREMENTS[0] & _LOW, high + i * KEY_INCREMENTS[1] & _LOW) for i in range(ROUNDS)]
-    return np.array(pairs, dtype=np.uint64)[:, :, None]
-
-
-def _rounds(even: Array, odd: Array, keys: Array) -> None:
-    """Turn counter words (0, 2) and (1, 3), uint64 of shape (2, N), into the output words in place."""
-    product = np.empty_like(even)
-    crossed = product[::-1]
-    for key in keys:
-        np.multiply(even, _COLUMN, out=product)
-        np.right_shift(crossed, 32, out=even)
-        even ^= odd
-        even ^= key
-        np.bitwise_and(crossed, _LOW, out=odd)
-
-
-def _upper_bits(high: Array, low: Array) -> Array:
-    """Return the upper 52 bits of the 64-bit integers high | low."""
-    bits = high << 20
-    bits |= low >> 12
-    return bits
-
-
-def _fraction(bits: Array) -> Array:
-    """Return (k + 1/2) 2^-52 of integers k below 2^52; exact."""
-    # The bits of a double in [1, 2) are 0x3FF followed by its fraction.
-    fraction = (bits | 0x3FF0000000000000).view(np.float64)
-    fraction -= 1.0 - 2.0**-53
-    return fraction
-
-
-def _pairs_double(even: Array, odd: Array) -> tuple[Array, ...]:
-    bits = _upper_bits(even, odd)
-    # (k + 1/2) 2^-50 - 1/2 is the fraction of 4 k, plus 3 halves of its last place, minus 1/2: exact.
-    angle = ((bits[1] & ((1 << 50) - 1)) << 2 | 0x3FF0000000000000).view(np.float64)
-    angle -= 1.5 - 2.0**-51
-    return _box_muller(_fraction(bits[0]), angle, bits[1] << 12)
-
-
-def _pairs_single(even: Array, odd: Array) -> tuple[Array, ...]:
-    u = even.astype(np.uint32).astype(np.float32)
-    u += 0.5
-    u *= 2.0**-32
-    np.minimum(u, 1.0 - 2.0**-24, out=u)
-    signs = odd.astype(np.uint32)
-    angle = ((signs & ((1 << 30) - 1)).view(np.int32) - np.int32(1 << 29)).astype(np.float32)
-    angle += 0.5
-    angle *= 2.0**-30
-    x, y = _box_muller(u, angle, signs)
-    return x[0], y[0], x[1], y[1]
-
-
-def _box_muller(u: Array, angle: Array, signs: Array) -> tuple[Array, Array]:
-    """Return x and y of the module's formula, given the signs in the two uppermost bits of an integer."""
-    radius = logarithm(u)
-    np.negative(radius, out=radius)
-    np.sqrt(radius, out=radius)
-    cosine, sine = cosine_sine(angle)
-    x, y = cosine - sine, np.add(cosine, sine, out=sine)
-    sign_bit = 1 << 8 * signs.itemsize - 1
-    for value, sign in ((x, signs), (y, signs << 1)):
-        value *= radius
-        magnitude = value.view(signs.dtype)
-        magnitude ^= sign & sign_bit
-    return x, y
+def _spread(columns: Array, out: Array) -> None:
+    """Write columns, one a row, into the columns of `out` as far as it has them."""
+    if len(columns) > NARROW:
+        out[...] = columns[: out.shape[1]].T
+        return
+    for column, target in zip(columns, out.T, strict=False):  # several times faster than a transposed copy of few
+        target[...] = column

@@ -135,6 +135,45 @@ def each_group(function: Callable[[slice], Any], count: int, size: int, *, backw
     _results(function, parts[::-1] if backwards else parts)
 
 
+def each_pair(function: Callable[[int, int], Any], count: int) -> None:
+    """Call function(a, b) for every a <= b < count, worked by the threads, never two calls that share a number at once.
+
+    All calls that share a number come in one order, whatever the threads: that of a tournament, where every round but
+    the first has each number once. So sums that two numbers keep for themselves have the same bits always.
+    """
+    meetings = [(a, a) for a in range(count)] + tournament(count)
+    under_way = [threading.Lock() for _ in meetings]
+    last: dict[int, threading.Lock] = {}
+    before = []
+    for meeting, lock in zip(meetings, under_way, strict=True):
+        lock.acquire()
+        before.append([last[number] for number in set(meeting) if number in last])
+        last.update(dict.fromkeys(meeting, lock))
+
+    def work(part: slice) -> None:
+        k = part.start
+        try:
+            for lock in before[k]:  # of meetings that were handed out earlier: none of them waits for this one
+                with lock:
+                    pass
+            function(*meetings[k])
+        finally:
+            under_way[k].release()
+
+    each_group(work, len(meetings), 1)
+
+
+def tournament(count: int) -> list[tuple[int, int]]:
+    """Return every pair a < b < count, round after round, where a round has no number twice (the circle method)."""
+    size = count + count % 2
+    pairs = [
+        sorted((size - 1 if k == 0 else (turn - k) % (size - 1), (turn + k) % (size - 1)))
+        for turn in range(size - 1)
+        for k in range(size // 2)
+    ]
+    return [(a, b) for a, b in pairs if b < count]
+
+
 def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
     """Return function(part) for every part; the calling thread works too, and so wakes one thread fewer."""
     helpers = min(threads(), len(parts)) - 1

@@ -124,13 +124,17 @@ class Risk(Objective):
         self, cloud: Cloud, train: str = "both", *, gram: bool = True, variance: float | None = None
     ) -> Measurement:
         """Return the sums over the cloud (see `backends.reference.measure`), remembered while the cloud lives."""
-        memo = self._memo.setdefault(cloud, {})
-        for (t, g, v), found in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)):
+        for (t, g, v), found in self._measured(cloud):
             if t == train and g in (True, gram) and variance in (None, v):
                 return found
+        memo = self._memo.setdefault(cloud, {})
+        far = memo.get(("reference", train)) if variance is None else None
         found = self.engine(cloud.m).measure(
-            self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, train, gram=gram, variance=variance
-        )
+            self.unit.h, self.inputs, cloud.z, None if far else cloud.reference, cloud.weights, train,
+            gram=gram, variance=variance,
+        )  # fmt: skip
+        if far:
+            found = found._replace(**far, gap=np.full(self.n, np.nan))
         memo[train, gram, variance] = found
         return found
 
@@ -139,6 +143,19 @@ class Risk(Objective):
         if twin in self._memo:
             self._memo[cloud] = self._memo[twin]
 
+    def remember_reference(self, cloud: Cloud, twin: Cloud, train: str) -> None:
+        """Let `cloud` have the sums over the reference that were measured for `twin`, whose reference is the same.
+
+        What compares particles with their reference one by one, the gap, is then not known of `cloud`.
+        """
+        found = next((m for (t, *_), m in self._measured(twin) if t == train), None)
+        if found is not None and cloud.reference is twin.reference:
+            far = {name: getattr(found, name) for name in ("psi_reference", "laplacian_reference", "pull_reference")}
+            self._memo.setdefault(cloud, {})["reference", train] = far
+
+    def _measured(self, cloud: Cloud) -> list[tuple[tuple, Measurement]]:
+        return [(key, m) for key, m in self._memo.get(cloud, {}).items() if isinstance(m, Measurement)]
+
     def prediction(self, cloud: Cloud, measured: Measurement | None = None) -> Array:
         """Return f, shape (n,), from what was measured of the cloud if anything was.
 
@@ -146,7 +163,7 @@ class Risk(Objective):
         """
         memo = self._memo.setdefault(cloud, {})
         if measured is None:
-            measured = next((m for m in memo.values() if isinstance(m, Measurement)), None)
+            measured = next((m for _, m in self._measured(cloud)), None)
         if measured is not None:
             psi = measured.psi - measured.psi_reference if self._centres(cloud) else measured.psi
             return self.alpha * psi
@@ -248,8 +265,7 @@ class Risk(Objective):
 
     def measured_gram(self, cloud: Cloud, train: str = "both") -> Array | None:
         """Return the cloud's own H if it has been measured already, else None."""
-        memo = self._memo.get(cloud, {})
-        found = (m.gram for (t, *_), m in ((k, m) for k, m in memo.items() if isinstance(m, Measurement)) if t == train)
+        found = (m.gram for (t, *_), m in self._measured(cloud) if t == train)
         return next((gram for gram in found if gram is not None), None)
 
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:

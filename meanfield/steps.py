@@ -101,6 +101,7 @@ def _carried(
 def _in_parts(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
     """Return the cloud after a step made of kick, channel and kick one after the other."""
     parts = plan(dynamics.scheme, eta, dynamics.lam, dynamics.decay, cloud.m, cloud.reference_variance)
+    network = dynamics.objective.network
     residual = drive(dynamics, cloud, eta)
     start = accounting.opened(dynamics, cloud) if dynamics.account else cloud
     moved = kicked(dynamics, start, residual, parts.before)
@@ -110,8 +111,10 @@ def _in_parts(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
         # Randomness of a batch belongs to the step that is being made, hence the kick before the counter moves.
         z = kicked(dynamics, moved, residual, parts.after)
         done = done.replace(z=z.z, account=z.account, kernel=z.kernel)
-    elif dynamics.objective.network is not None:
-        dynamics.objective.network.remember(done, moved)
+        if network is not None:
+            network.remember_reference(done, moved, dynamics.train)
+    elif network is not None:
+        network.remember(done, moved)
     return done
 
 

@@ -3,26 +3,32 @@
 Everything here is W2 *squared* unless its name says otherwise; `root` turns an estimate into one of W2.
 
     upper   E|Z - Zbar|^2            the cost of one coupling                                  `coupled_upper`
+    upper   E|Z_j - Zbar_s(j)|^2     the same clouds, paired anew                              `repaired_upper`
     lower   |mu|^2 + sum (sqrt(eig Sigma) - 1)^2   the distance of the Gaussians of the same moments `gelbrich_lower`
-    lower   2 (E_p chi - E_p0 chi^)  Kantorovich's dual at potentials of the network           `dual.dual_lower`
+    lower   2 (E_p T - E_p0 Phi)     Kantorovich's dual at smoothed potentials of the network  `dual.dual_lower`
 
 Plug-in distances between samples (`plugin`) are there to be looked at beside what they read for two samples of p0
-(`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `moments` for what a pair is.
+(`plugin_null`): above D of about 5 they measure the sample size. Read next: `dual`; `distances` for distances between
+samples; `moments` for what a pair is.
 """
 
 import math
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from meanfield.errors import InputError, MeanfieldError
+from meanfield import noise
+from meanfield.assignment import optimal, plugin, plugin_null
+from meanfield.errors import InputError
 from meanfield.estimate import Estimate, mean_estimate
-from meanfield.moments import Clouds, Pair, coupled_pairs, jackknifed
+from meanfield.moments import Clouds, Pair, coupled_pairs, each, jackknifed
+
+__all__ = ["bures", "coupled_upper", "gelbrich", "gelbrich_lower", "plugin", "plugin_null", "repaired_upper", "root"]
 
 Array = npt.NDArray[Any]
+BLOCK, ROUNDS = 100, 20  # particles that are paired anew with each other; most frames in which they are sorted
+WORTH = 0.01  # share of the cost that a round must save for another one to follow
 
 
 def gelbrich(mean: Array, covariance: Array) -> float:
@@ -83,6 +89,63 @@ def _gap(pair: Pair) -> float:
     return float(pair.mean(np.einsum("ij,ij->i", gap, gap)))
 
 
+def repaired_upper(clouds: Clouds, *, scale: float = 1.0, block: int = BLOCK, rounds: int = ROUNDS) -> Estimate:
+    """Return E mean_j |Z_j - Zbar_s(j)|^2, s the best pairing that is found of a cloud with its reference.
+
+    What is bounded is W2^2(p, p0), p the law of one particle. Let s be any pairing (permutation), chosen by looking at
+    both clouds, and J uniform on the particles. Given the clouds, (Z_J, Zbar_s(J)) has their empirical measures as
+    marginals, because s is a permutation; averaged over the clouds its marginals are the mean law of the Z_j and that
+    of the Zbar_j, which are p and p0, since all particles of a cloud have one law. So it is a coupling of p with p0,
+    and its cost, the expectation of what is returned, is at least W2^2(p, p0): for any number of particles, however
+    they depend on each other, and whether s is optimal or not. s = identity gives `coupled_upper`, never below.
+
+    From the identity, the pairs are sorted by (Z_j + Zbar_s(j)) . v, cut into blocks, and each block is paired anew by
+    the optimal assignment; v runs through orthonormal frames, until a frame saves less than 1 %. For clouds of a run
+    (4,000 particles) that ends within 1 % (D = 2) or 3 % (D = 3) of the optimal pairing at a twentieth of its cost, and
+    the cost grows like m; a coupling that is far from optimal, such as a quarter turn, wants larger blocks. What is
+    left above W2^2 is the distance of samples of this size, which falls with m quickly where D <= 3, slowly beyond.
+
+    Parameters
+    ----------
+    clouds : sequence of (z, reference, weights)
+        One entry a replicate; weights must be None (particles of unequal masses have no pairing).
+    scale : float
+        Standard deviation s of the reference.
+    block : int
+        Particles in a block. O(R m block rounds D) and more: 0.2 s a replicate at m = 4000.
+    rounds : int
+        Largest number of frames.
+
+    Raises
+    ------
+    InputError
+        If there are weights, shapes don't fit, or block or rounds is not positive.
+    """
+    if block < 1 or rounds < 1:
+        raise InputError(f"wanted blocks of at least 1 particle and at least 1 round, got {block} and {rounds}.")
+    pairs = coupled_pairs(clouds, scale)
+    if any(pair.weights is not None for pair in pairs):
+        raise InputError("particles are paired anew where all have equal mass; leave the weights out.")
+    return mean_estimate(each(lambda pair: _gap(_repaired(pair, block, rounds)), pairs), "repaired")
+
+
+def _repaired(pair: Pair, block: int, rounds: int) -> Pair:
+    z, reference = pair.z, pair.reference.copy()
+    cost = _gap(pair)
+    for k in range(rounds):
+        drawn = noise.normals(k, noise.Stream.PROBE, step=2, count=z.shape[1], width=z.shape[1])
+        for direction in np.linalg.qr(drawn)[0]:
+            order = np.argsort((z + reference) @ direction, kind="stable")
+            for first in range(0, len(order), block):
+                some = order[first : first + block]
+                mine, yours = optimal(z[some], reference[some])
+                reference[some[mine]] = reference[some[yours]]
+        before, cost = cost, _gap(Pair(z, reference))
+        if not cost < (1 - WORTH) * before:
+            break
+    return Pair(z, reference)
+
+
 def gelbrich_lower(clouds: Clouds, *, scale: float = 1.0, blocks: int = 8) -> Estimate:
     """Return Gelbrich's lower bound on W2^2 at the centred moments of all replicates, bias removed [Gelbrich90].
 
@@ -121,64 +184,3 @@ def root(estimate: Estimate, factor: float = 1.0, side: int = 1) -> Estimate:
     c = factor if math.isfinite(factor) and factor > 0 else 1.0
     moved = math.sqrt(max(max(estimate.value, 0.0) + side * c * estimate.se, 0.0))
     return Estimate(value, abs(moved - value) / c, estimate.source)
-
-
-def plugin(first: Array, second: Array, iterations: int = 2_000_000) -> float:
-    """Return W2^2 between two samples with equal masses, exactly.
-
-    Samples of equal size are assigned to each other by scipy; others need the network simplex of POT [Flamary21].
-
-    Parameters
-    ----------
-    first, second : ndarray, shapes (m, D) and (k, D)
-    iterations : int
-        Largest number of pivots of the simplex.
-
-    Raises
-    ------
-    InputError
-        If the samples don't share their dimension.
-    MeanfieldError
-        If the simplex did not converge, or POT is absent. Cost about O(m^3); half a second at m = 2000.
-    """
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not len(first) or not len(second):
-        raise InputError(f"two samples must have shapes (m, D) and (k, D), got {first.shape} and {second.shape}.")
-    # The distance does not see a common shift, but the rounding of |x|^2 + |y|^2 - 2 x.y does.
-    shift = first.mean(axis=0)
-    first, second = first - shift, second - shift
-    return _assigned(first, second) if len(first) == len(second) else _simplex(first, second, iterations)
-
-
-def _assigned(first: Array, second: Array) -> float:
-    from scipy.optimize import linear_sum_assignment
-
-    cost = (second**2).sum(axis=1) - 2 * first @ second.T
-    # What depends on one side alone does not change the assignment, but it is found sooner without.
-    cost -= cost.min(axis=1)[:, None]
-    cost -= cost.min(axis=0)
-    mine, yours = linear_sum_assignment(cost)
-    return float(((first[mine] - second[yours]) ** 2).sum() / len(first))
-
-
-def _simplex(first: Array, second: Array, iterations: int) -> float:
-    try:
-        import ot
-    except ImportError as error:
-        raise MeanfieldError("plug-in W2 of samples of different size needs POT: pip install POT") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it has to say is in the log, and raised below
-        cost = np.asarray(ot.dist(first, second))
-        value, log = ot.emd2(ot.unif(len(first)), ot.unif(len(second)), cost, numItermax=iterations, log=True)
-    if log.get("warning"):
-        raise MeanfieldError(f"optimal transport did not converge: {log['warning']} Raise `iterations` ({iterations}).")
-    return float(value)
-
-
-def plugin_null(samples: Sequence[Array] | Array) -> float:
-    """Return what `plugin` reads for two independent samples of p0: `samples` are p0 draws, shape (2 m, D)."""
-    draws = np.asarray(samples, dtype=np.float64)
-    if draws.ndim != 2 or len(draws) < 2:
-        raise InputError(f"draws of p0 must have shape (2 m, D), got {draws.shape}.")
-    half = len(draws) // 2
-    return plugin(draws[:half], draws[half : 2 * half])

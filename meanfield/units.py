@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from meanfield import closed_forms
 from meanfield.errors import InputError, did_you_mean
 
 Array = npt.NDArray[Any]
@@ -55,6 +56,10 @@ class Activation:
         Maps G = X X', shape (n, n), to E h_i h_j and E h'_i h'_j, h_i = h(theta . x_i), theta ~ N(0, I).
     pair : callable or None
         Maps w to (h, h') alone, where that is cheaper than the jet.
+    over : callable or None
+        Writes h(w) over w and returns it, where that can be.
+    slope : callable or None
+        Where h' is a function of h: maps h and an array `out` to h', written into `out`.
     """
 
     name: str
@@ -65,6 +70,8 @@ class Activation:
     homogeneous: bool = False
     gram: Callable[[Array], tuple[Array, Array]] | None = None
     pair: Callable[[Array], tuple[Array, Array]] | None = None
+    over: Callable[[Array], Array] | None = None
+    slope: Callable[[Array, Array], Array] | None = None
 
     def __post_init__(self) -> None:
         if len(self.suprema) != 5:
@@ -78,6 +85,10 @@ class Activation:
     def value(self, w: Array) -> Array:
         """Return h(w)."""
         return self.value_and_first(w)[0]
+
+    def value_over(self, w: Array) -> Array:
+        """Return h(w), in the memory of w where the activation can write there; w is used up."""
+        return self.value(w) if self.over is None else self.over(w)
 
     def first(self, w: Array) -> Array:
         """Return h'(w)."""
@@ -155,6 +166,15 @@ def _tanh_pair(w: Array) -> tuple[Array, Array]:
     return t, 1.0 - t * t
 
 
+def _tanh_over(w: Array) -> Array:
+    return np.tanh(w, out=w)
+
+
+def _tanh_slope(h: Array, out: Array) -> Array:
+    np.multiply(h, h, out=out)
+    return np.subtract(1.0, out, out=out)
+
+
 def _tanh(w: Array) -> Jet:
     t, slope = _tanh_pair(w)
     return t, slope, -2.0 * t * slope, slope * (4.0 - 6.0 * slope)
@@ -210,57 +230,26 @@ def _relu(w: Array) -> Jet:
     return np.maximum(w, 0.0), (w > 0).astype(w.dtype), np.zeros_like(w), np.zeros_like(w)
 
 
+def _relu_over(w: Array) -> Array:
+    return np.maximum(w, 0.0, out=w)
+
+
+def _relu_slope(h: Array, out: Array) -> Array:
+    return np.greater(h, 0.0, out=out)
+
+
 def _sin(w: Array) -> Jet:
     s, c = np.sin(_floating(w)), np.cos(_floating(w))
     return s, c, -s, -c
 
 
+def _sin_over(w: Array) -> Array:
+    return np.sin(w, out=w)
+
+
 def _linear(w: Array) -> Jet:
     w = _floating(w)
     return w.copy(), np.ones_like(w), np.zeros_like(w), np.zeros_like(w)
-
-
-# --- closed Gram matrices over theta ~ N(0, I), G = X X'
-
-
-def _erf_gram(g: Array) -> tuple[Array, Array]:
-    """Arcsine kernel [Williams98]; expanded so that large inputs don't cancel."""
-    q = np.diag(g)
-    scale = np.sqrt(1.0 + 2.0 * q)
-    sine = np.clip(2.0 * g / np.outer(scale, scale), -1.0, 1.0)
-    determinant = 1.0 + 2.0 * np.add.outer(q, q) + 4.0 * np.maximum(np.outer(q, q) - g * g, 0.0)
-    return (2.0 / math.pi) * np.arcsin(sine), (4.0 / math.pi) / np.sqrt(determinant)
-
-
-def _erf_sqrt2_gram(g: Array) -> tuple[Array, Array]:
-    values, slopes = _erf_gram(0.5 * g)
-    return values, 0.5 * slopes
-
-
-def _relu_gram(g: Array) -> tuple[Array, Array]:
-    """Arc-cosine kernels of order 1 and 0 [ChoSaul09], exact for parallel, opposite and zero inputs."""
-    length = np.sqrt(np.diag(g))
-    norm = np.outer(length, length)
-    gap = norm - np.abs(g)
-    # Within rounding of parallel: an angle of 1e-8 there would be noise, and spoil the rank of duplicates.
-    gap[gap <= 16 * np.finfo(norm.dtype).eps * norm] = 0.0
-    sine = np.sqrt(gap * (norm + np.abs(g)))
-    supplement = math.pi - np.arctan2(sine, g)
-    slopes = np.where(norm > 0, supplement, 0.0)
-    return (sine + supplement * g) / (2.0 * math.pi), slopes / (2.0 * math.pi)
-
-
-def _sin_gram(g: Array) -> tuple[Array, Array]:
-    """Return e^-s sinh G_ij and e^-s cosh G_ij, s = (G_ii + G_jj) / 2, without overflow."""
-    q = np.diag(g)
-    size = np.abs(g)
-    half = 0.5 * np.exp(np.minimum(size - 0.5 * np.add.outer(q, q), 0.0))
-    values = np.copysign(half * -np.expm1(-2.0 * size), g)
-    return values, half * (1.0 + np.exp(-2.0 * size))
-
-
-def _linear_gram(g: Array) -> tuple[Array, Array]:
-    return g.copy(), np.ones_like(g)
 
 
 # --- the records
@@ -283,21 +272,22 @@ ACTIVATIONS: dict[str, Activation] = {
     record.name: record
     for record in [
         Activation(
-            "tanh", _tanh, (1.0, 1.0, 4.0 / (3.0 * math.sqrt(3.0)), 1.0, 2.0), parity="odd", pair=_tanh_pair
+            "tanh", _tanh, (1.0, 1.0, 4.0 / (3.0 * math.sqrt(3.0)), 1.0, 2.0),
+            parity="odd", pair=_tanh_pair, over=_tanh_over, slope=_tanh_slope,
         ),
         Activation(
             "erf", _erf, (1.0, _E1, math.sqrt(8.0 / (math.pi * math.e)), _E1, 2.0 * _E1),
-            parity="odd", gram=_erf_gram, pair=_erf_pair,
+            parity="odd", gram=closed_forms.erf, pair=_erf_pair,
         ),
         Activation(
             "erf_sqrt2", _erf_sqrt2, (1.0, _E2, math.sqrt(2.0 / (math.pi * math.e)), _E2, _E2),
-            parity="odd", gram=_erf_sqrt2_gram, pair=_erf_sqrt2_pair,
+            parity="odd", gram=closed_forms.erf_sqrt2, pair=_erf_sqrt2_pair,
         ),
         Activation("sigmoid", _sigmoid, (1.0, 0.25, _S2, 0.25, 0.125)),
         Activation(
             "relu", _relu, (math.inf, 1.0, math.inf, 1.0, math.inf),
             fails="h is unbounded, and h' jumps at 0, so that h'' and h''' are not bounded functions",
-            homogeneous=True, gram=_relu_gram,
+            homogeneous=True, gram=closed_forms.relu, over=_relu_over, slope=_relu_slope,
         ),
         Activation(
             "softplus", _softplus, (math.inf, 1.0, 0.25, _softplus_fourth(), _S2),
@@ -306,12 +296,12 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation(
             "sin", _sin, (1.0, 1.0, 1.0, math.inf, 1.0),
             fails="(z h')' = cos z - z sin z is unbounded (h, h', h'' and h''' are bounded by 1)",
-            parity="odd", gram=_sin_gram,
+            parity="odd", gram=closed_forms.sin, over=_sin_over,
         ),
         Activation(
             "linear", _linear, (math.inf, 1.0, 0.0, 1.0, 0.0),
             fails="h is unbounded (h', h'', (z h')' and h''' are bounded)",
-            parity="odd", homogeneous=True, gram=_linear_gram,
+            parity="odd", homogeneous=True, gram=closed_forms.linear,
         ),
     ]
 }  # fmt: skip
@@ -374,12 +364,16 @@ def _supremum_fault(activation: Activation) -> str:
 def _claim_fault(activation: Activation) -> str:
     h, h1, *_ = activation.jet(_GRID)
     mirrored, doubled = activation.jet(-_GRID)[0], activation.jet(2.0 * _GRID)[0]
+    over = activation.value_over(_GRID.copy())
+    slope = h1 if activation.slope is None else activation.slope(h, np.empty_like(h))
     claims = [
         (activation.parity == "odd", mirrored, -h, "it is not odd"),
         (activation.parity == "even", mirrored, h, "it is not even"),
         (activation.homogeneous, doubled, 2.0 * h, "it is not homogeneous: h(2 w) is not 2 h(w)"),
         (True, activation.value(_GRID), h, "pair and jet give different h"),
         (True, activation.first(_GRID), h1, "pair and jet give different h'"),
+        (True, over, h, "over and jet give different h"),
+        (True, slope, h1, "slope gives another h' than the jet"),
     ]
     faults = [fault for made, a, b, fault in claims if made and not np.allclose(a, b, rtol=1e-12, atol=1e-12)]
     return faults[0] if faults else ""

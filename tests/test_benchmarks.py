@@ -170,3 +170,13 @@ def test_every_workload_says_what_it_measures() -> None:
     for name in NAMES:
         module = __import__(f"benchmarks.workloads.{name}", fromlist=["run"])
         assert module.TITLE and callable(module.run)
+
+
+def test_rows_of_other_workloads_stay_with_their_date(tmp_path: Path) -> None:
+    assert command.kept(tmp_path, ["step"]) == []
+    rows = [{"workload": "step", "case": "a"}, {"workload": "gram", "case": "b"}]
+    written = {"schema": command.SCHEMA, "machine": {"date": "2026-01-02"}, "rows": rows}
+    (tmp_path / "results.json").write_text(json.dumps(written), encoding="utf-8")
+    assert command.kept(tmp_path, ["step"]) == [{"measured": "2026-01-02", "workload": "gram", "case": "b"}]
+    (tmp_path / "results.json").write_text(json.dumps(written | {"schema": -1}), encoding="utf-8")
+    assert command.kept(tmp_path, ["step"]) == []

@@ -1,13 +1,13 @@
-"""Kantorovich's dual: the certificate against brute force, validity and tightness where W2 is known."""
+"""Kantorovich's dual: validity and tightness where W2 is known; the choice of a potential."""
 
 import math
 
 import numpy as np
 import pytest
 
-from meanfield import dual, transport
+from meanfield import dual, ntk, parallel, transport
 from meanfield.errors import InputError
-from meanfield.units import ACTIVATIONS
+from meanfield.units import ACTIVATIONS, Activation
 
 TANH = ACTIVATIONS["tanh"]
 
@@ -31,45 +31,31 @@ def pushed(x, coefficients, activation=TANH, **options):
     return clouds
 
 
-def brute_transform(potential, theta, u):
-    """Brute force of sup over (eta, v) of clip(v) g(eta) - |eta - theta|^2/2 - (v - u)^2/2, d = 1, less clip(u) g."""
-    eta, v = np.linspace(-10, 10, 1001), np.linspace(-8, 8, 641)
-    g = potential.value(eta[:, None])
-    inner = [(np.clip(v, -potential.clip, potential.clip) * a - 0.5 * (v - u) ** 2).max() for a in g]
-    first = np.clip(u, -potential.clip, potential.clip) * potential.value(np.array([[theta]]))[0]
-    return float((inner - 0.5 * (eta - theta) ** 2).max() - first)
-
-
-@pytest.mark.parametrize("size", [0.1, 0.5, 1.5, 4.0])
-def test_the_certificate_is_an_upper_bound_and_sharp_where_it_holds(size):
-    x = np.array([[1.0], [-0.7], [0.4]])
-    potential = dual._potential(TANH, x, size * np.array([0.2]), size * np.array([0.5, 0.3, -0.4]), 0.75)
-    rng = np.random.default_rng(2)
-    theta, u = 2 * rng.standard_normal((25, 1)), 2 * rng.standard_normal(25)
-    bound = dual._transform(potential, theta, u)
-    brute = np.array([brute_transform(potential, t, v) for t, v in zip(theta[:, 0], u, strict=True)])
-    assert (bound > brute - 1e-9).all()
-    inside = np.abs(u) < potential.clip
-    if potential.clip * potential.curvature <= 0.75 and potential.slope < 0.5:
-        assert (bound[inside] < brute[inside] + 5e-4).all()
-
-
-def test_the_range_of_a_slope_holds_it():
-    for name, low, high in (("tanh", 0.0, 1.0), ("sigmoid", 0.0, 0.25), ("softplus", 0.0, 1.0), ("sin", -1.0, 1.0)):
-        found = dual._range_of_slope(ACTIVATIONS[name])
-        assert found[0] <= low and found[1] >= high and abs(found[0] - low) + abs(found[1] - high) < 0.01
-
-
-@pytest.mark.parametrize("name", ["tanh", "erf", "sigmoid", "sin", "softplus"])
+@pytest.mark.parametrize("name", ["tanh", "erf", "sigmoid", "sin", "softplus", "relu"])
 def test_tight_where_the_law_moves_along_the_potential(name):
     x = inputs(6, 3)
     activation = ACTIVATIONS[name]
     clouds = pushed(x, 0.04 * np.array([1.0, -1.0, 0.5, 1.0, 0.3, -0.6]), activation)
-    upper, lower = transport.coupled_upper(clouds), dual.dual_lower(clouds, x, activation)
+    gram = ntk.gram_gaussian(activation, x)
+    upper, lower = transport.coupled_upper(clouds), dual.dual_lower(clouds, x, activation, gram=gram)
     assert lower.source == "Kantorovich dual"
     assert lower.value - 4 * lower.se < upper.value
-    assert lower.value > 0.93 * upper.value
-    assert lower.se < 0.03 * lower.value
+    assert lower.value > (0.93 if name == "relu" else 0.95) * upper.value
+    assert lower.se < 0.035 * lower.value
+    # H measured on the reference instead, and no control variate: the same with more noise.
+    plain = dual.dual_lower(clouds, x, activation)
+    assert plain.value == pytest.approx(lower.value, abs=4 * np.hypot(plain.se, lower.se))
+
+
+@pytest.mark.parametrize("size", [0.05, 0.3, 0.8])
+def test_lasts_while_the_map_is_optimal(size):
+    """d = 1: the map is the gradient of a convex function where 1 + u g'' > g'^2, which then holds but for large u."""
+    x = np.array([[1.0], [-0.7], [0.4]])
+    clouds = pushed(x, size * np.array([0.5, 0.3, -0.4]), m=4000)
+    lower = dual.dual_lower(clouds, x, TANH, gram=ntk.gram_gaussian(TANH, x))
+    exact = transport.coupled_upper(clouds).value
+    assert lower.value - 4 * lower.se < exact
+    assert lower.value > 0.88 * exact
 
 
 def test_gelbrich_is_beaten_where_the_motion_is_not_linear():
@@ -77,9 +63,9 @@ def test_gelbrich_is_beaten_where_the_motion_is_not_linear():
     c = np.random.default_rng(5).standard_normal(12)
     slopes = (c[:, None] * x).sum(axis=0)  # take the linear part off
     c -= x @ np.linalg.lstsq(x.T @ x, slopes, rcond=None)[0]
-    clouds = pushed(x, 0.1 * c)
+    clouds = pushed(x, 0.3 * c)
     lower, gelbrich = dual.dual_lower(clouds, x, TANH), transport.gelbrich_lower(clouds)
-    assert lower.value > 1.5 * gelbrich.value
+    assert lower.value > 2 * gelbrich.value
     assert gelbrich.value < lower.value < transport.coupled_upper(clouds).value + 4 * lower.se
 
 
@@ -97,7 +83,7 @@ def test_below_the_truth_for_gaussians_however_far_they_are(size, name):
     if not math.isnan(lower.value):
         assert lower.value - 4 * lower.se < exact
     if size == 0.1:
-        assert lower.value > (0.9 if name == "linear" else 0.7) * exact
+        assert lower.value > (0.95 if name == "linear" else 0.8) * exact
 
 
 def test_equal_and_equal_in_law():
@@ -132,7 +118,8 @@ def test_weights_count_as_mass():
 def test_absent_with_a_reason():
     x = inputs(5, 2)
     clouds = pushed(x, 0.05 * np.ones(5), m=300)
-    assert "relu is not bounded" in dual.dual_lower(clouds, x, ACTIVATIONS["relu"]).source
+    steep = Activation("steep", lambda w: (w**2, 2 * w, 2 + 0 * w, 0 * w))
+    assert "h' of steep is not bounded" in dual.dual_lower(clouds, x, steep).source
     beaten = dual.dual_lower(clouds, x, TANH, beat=10.0)
     assert math.isnan(beaten.value) and "not more than 10" in beaten.source
 
@@ -143,3 +130,40 @@ def test_bad_input():
         dual.dual_lower([(z, z, None)], inputs(4, 3), TANH)
     with pytest.raises(InputError, match="two particles"):
         dual.dual_lower([(z[:2], z[:2], None)], inputs(4, 2), TANH)
+    with pytest.raises(InputError, match="H of 4 inputs"):
+        dual.dual_lower([(z, z, None)] * 2, inputs(4, 2), TANH, gram=np.eye(3))
+
+
+def test_of_many_inputs_some_are_used(monkeypatch):
+    x = inputs(40, 3)
+    clouds = pushed(x, 0.01 * np.ones(40), m=500)
+    whole = dual.dual_lower(clouds, x, TANH, gram=ntk.gram_gaussian(TANH, x))
+    monkeypatch.setattr(dual, "MOST_INPUTS", 20)
+    some = dual.dual_lower(clouds, x, TANH, gram=ntk.gram_gaussian(TANH, x))
+    half = dual.dual_lower(clouds, x[::2], TANH, gram=ntk.gram_gaussian(TANH, x[::2]))
+    assert some.value == pytest.approx(half.value, rel=1e-9)
+    assert 0.5 * whole.value < some.value < whole.value + 4 * whole.se
+
+
+def test_inputs_that_no_neuron_sees_change_nothing():
+    x = inputs(5, 2)
+    clouds = pushed(x, 0.05 * np.ones(5), m=500)
+    more = np.concatenate([x, np.zeros((2, 2))])
+    one, other = (dual.dual_lower(clouds, a, TANH, gram=ntk.gram_gaussian(TANH, a)) for a in (x, more))
+    assert other.value == pytest.approx(one.value, rel=1e-3)
+    nothing = dual.dual_lower(clouds, np.zeros((3, 2)), TANH, gram=np.zeros((3, 3)))
+    assert math.isnan(nothing.value)
+
+
+def test_same_number_for_any_threads():
+    x = inputs(5, 2)
+    clouds = pushed(x, 0.05 * np.ones(5), m=500)
+    found = []
+    for threads in (1, 3):
+        parallel.set_threads(threads)
+        try:
+            with parallel.single_threaded_blas():
+                found.append(dual.dual_lower(clouds, x, TANH))
+        finally:
+            parallel.set_threads(None)
+    assert found[0] == found[1]

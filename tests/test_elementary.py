@@ -12,9 +12,10 @@ from llvmlite import binding
 from numba import njit
 from numba.core.errors import TypingError
 
-from meanfield.backends import elementary
-from meanfield.backends.elementary import ULP, cos, erf, exp, fma, log1p, logistic, sin, tanh
+from meanfield.backends import elementary, forms
+from meanfield.backends.elementary import cos, erf, exp, fma, inline, log1p, logistic, sin, tanh
 
+ULP = elementary.ULP | forms.ULP
 EXTENDED = np.finfo(np.longdouble).nmant >= 63
 DTYPES = [np.float64, np.float32]
 LIMIT = {np.float64: 2.0**30, np.float32: 2.0**15}  # of sin and cos
@@ -62,6 +63,21 @@ def logistic_loop(x, out):
         out[i] = logistic(x[i])[0]
 
 
+decay, arcsin = inline(forms.decay), inline(forms.arcsin)
+
+
+@njit
+def decay_loop(x, out):
+    for i in range(x.size):
+        out[i] = decay(x[i])
+
+
+@njit
+def arcsin_loop(x, out):
+    for i in range(x.size):
+        out[i] = arcsin(x[i])
+
+
 LOOPS = {
     "exp": exp_loop,
     "tanh": tanh_loop,
@@ -70,8 +86,10 @@ LOOPS = {
     "cos": cos_loop,
     "log1p": log1p_loop,
     "logistic": logistic_loop,
+    "decay": decay_loop,
+    "arcsin": arcsin_loop,
 }
-ALONE = {name: getattr(elementary, name) for name in LOOPS if name != "logistic"}
+ALONE = {name: getattr(elementary, name) for name in LOOPS if name not in ("logistic", *forms.ULP)}
 each_function = pytest.mark.parametrize("name", LOOPS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -110,6 +128,8 @@ REFERENCES = {
     "cos": np.cos,
     "log1p": np.log1p,
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "decay": lambda x: np.exp2(-x),
+    "arcsin": np.arcsin,
 }
 
 
@@ -122,6 +142,14 @@ def arguments(name, dtype, n):
     seams = (rng.integers(-30, 31, n) + 0.5) * np.log(2) / 2 * jitter
     if name == "log1p":
         return np.concatenate([np.linspace(0, 1, n), rng.random(n), tiny, 1 - tiny]).astype(dtype)
+    if name == "arcsin":
+        near_half = 0.5 * jitter
+        ones = np.concatenate([rng.uniform(0, 1, n), tiny, 1 - tiny, near_half[near_half <= 1]])
+        return np.concatenate([ones, -ones]).astype(dtype)
+    if name == "decay":
+        most = 1022 if double else 126
+        seams = np.minimum(rng.integers(0, most, n) + 0.5 * jitter, most)
+        return np.concatenate([rng.uniform(0, most, n), np.linspace(0, 3, n), tiny, seams]).astype(dtype)
     if name in ("sin", "cos"):
         limit = LIMIT[dtype]
         zeros = np.pi / 2 * rng.integers(-int(limit / 2), int(limit / 2), n)
@@ -183,6 +211,8 @@ def test_subnormal_results_are_right_to_their_last_place(name, dtype):
         ("cos", [0.0, -0.0, np.inf, -np.inf, 2e9, -2e9], [1.0, 1.0, np.nan, np.nan, np.nan, np.nan]),
         ("log1p", [0.0, -0.0, -1e-30, 1.001, np.inf, -np.inf], [0.0, -0.0, np.nan, np.nan, np.nan, np.nan]),
         ("logistic", [0.0, -0.0, np.inf, -np.inf, 800.0, -800.0], [0.5, 0.5, 1.0, 0.0, 1.0, 0.0]),
+        ("decay", [0.0, -0.0, np.inf, 1.0, 1e30, 2000.0], [1.0, 1.0, 0.0, 0.5, 0.0, 0.0]),
+        ("arcsin", [0.0, -0.0, 0.5, np.inf, 1.001, 2.0], [0.0, -0.0, np.pi / 6, np.nan, np.nan, np.nan]),
     ],
 )
 def test_special_values(name, x, expected, dtype):
@@ -193,11 +223,21 @@ def test_special_values(name, x, expected, dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("name", ["tanh", "sin", "log1p"])
+@pytest.mark.parametrize("name", ["tanh", "sin", "log1p", "arcsin"])
 def test_tiny_and_subnormal_arguments_come_back(name, dtype):
     info = np.finfo(dtype)
     x = np.array([info.smallest_subnormal, 5 * info.smallest_subnormal, info.tiny, info.eps**2], dtype=dtype)
     np.testing.assert_array_equal(values(name, x), x)
+
+
+@each_dtype
+def test_a_decay_falls_to_nothing(dtype):
+    """Below the normal numbers 2^-x is replaced by 2 2^-x - (the smallest of them), and by 0 where that is negative."""
+    most = 1022 if dtype == np.float64 else 126
+    x = most + np.linspace(0, 2, 2001).astype(dtype)
+    got = values("decay", x) / np.finfo(dtype).tiny
+    assert got[0] == 1 and np.all(np.diff(got) <= 0) and np.all(got[x >= most + 1] == 0)
+    np.testing.assert_allclose(got, np.maximum(2 * np.exp2(most - x) - 1, 0), atol=4 * np.finfo(dtype).eps)
 
 
 @each_dtype

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from meanfield import accounting
 from meanfield.cloud import gaussian_cloud
 from meanfield.flow import Flow
 from meanfield.objectives import Potential
@@ -100,7 +101,10 @@ def test_the_account_of_nothing_is_nothing():
     assert account.kl == account.distance == account.mass_outside == account.work == 0
     assert not account.prediction.any() and not account.prediction_variance.any() and not account.prediction_slack.any()
     count, total, square, fourth, cross = account.noise
-    assert count == STEPS * M * 6
+    turns = -(-M // accounting.TOGETHER)
+    assert turns > 1
+    looked_at = [min(accounting.TOGETHER, M - k % turns * accounting.TOGETHER) for k in range(STEPS)]
+    assert count == sum(looked_at) * 6
     assert abs(total) < 4 * math.sqrt(count) and abs(cross) < 4 * math.sqrt(count)
     assert abs(square / count - 1) < 4 * math.sqrt(2 / count)
     assert abs(fourth / count - 3) < 4 * math.sqrt(96 / count)

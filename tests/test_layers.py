@@ -13,26 +13,29 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # One line a floor, from the ground up; the decimals are landings between the floors of the design.  A folder is one
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
-    0    dyadic errors
+    0    dyadic errors closed_forms workspace boxmuller
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs
-    0.2  config schemes verdicts
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs extrapolation markov counters
+    0.2  claims config schemes verdicts
     1    units noise moments interactions
     1.05 gram
     1.1  backends
-    2    cloud datasets transport entropy tilts readings
-    2.1  donsker dual panels
-    2.2  plots
+    1.2  assignment concave nulls slices
+    2    cloud datasets transport entropy tilts readings slices directions
+    2.1  donsker potentials panels distances families dual
+    2.2  dual plots intervals network_families
     2.25 products
     2.3  spectrum regression
     3    objectives ntk
     3.1  risk
     3.2  linearised minibatch
     3.3  accounting
-    3.4  steps
-    4    flow
+    3.4  steps solution
+    3.5  hermite finite_volumes quantiles
+    3.6  monge
+    4    flow fokker_planck
     5    observables store
     5.1  bounds increments results
     5.15 rates
@@ -42,7 +45,7 @@ FLOORS = """
     6.1  statements
     6.2  certificates coupling minimiser
     6.3  balances
-    7    verify sweep
+    7    gallery verify sweep
     7.1  survey
     8    report selftest
     8.1  experiment

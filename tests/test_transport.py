@@ -59,10 +59,57 @@ def test_rotation_separates_the_coupling_from_the_distance():
     assert abs(lower.value) < 5 * lower.se
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.4])
+def test_pairing_anew_undoes_a_rotation(scale):
+    """The coupling of a quarter turn costs 4, and the law has not moved: the distance of two samples is left."""
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    clouds = affine(turn, np.zeros(2), replicates=2, m=1000, scale=scale)
+    repaired = transport.repaired_upper(clouds, scale=scale)
+    assert 0 < repaired.value < 0.12 and repaired.source == "repaired"
+    assert transport.coupled_upper(clouds, scale=scale).value > 30 * repaired.value
+    assert transport.repaired_upper(clouds, scale=scale, block=500).value < 0.06
+
+
+def test_pairing_anew_is_an_upper_bound_that_approaches_the_distance_as_the_cloud_grows():
+    """Z = A Zbar + noise: the coupling pays for the noise, W2 does not."""
+    rng = np.random.default_rng(11)
+    A = np.array([[1.2, 0.1], [0.1, 0.8]])
+    exact = transport.gelbrich(np.zeros(2), A @ A + 0.04 * np.eye(2))
+    left = []
+    for m in (250, 1000, 4000):
+        references = rng.standard_normal((6, m, 2))
+        clouds = [(r @ A + 0.2 * rng.standard_normal((m, 2)), r, None) for r in references]
+        repaired, coupled = transport.repaired_upper(clouds), transport.coupled_upper(clouds)
+        assert exact - 4 * repaired.se < repaired.value < coupled.value
+        left.append((repaired.value - exact) / (coupled.value - exact))
+    assert left[0] > left[1] > left[2] and left[2] < 0.15
+
+
+def test_pairing_anew_comes_close_to_the_optimal_pairing():
+    r = np.random.default_rng(12).standard_normal((600, 2))
+    z = r @ [[1.2, 0.3], [-0.1, 0.8]] + 0.3 * np.random.default_rng(13).standard_normal((600, 2))
+    best = transport.plugin(z, r)
+    blocks = transport.repaired_upper([(z, r, None)])
+    assert best <= blocks.value < 1.1 * best < 0.9 * transport.coupled_upper([(z, r, None)]).value
+    assert transport.repaired_upper([(z, r, None)], block=600, rounds=1).value == pytest.approx(best, rel=1e-12)
+    order = np.random.default_rng(4).permutation(600)
+    assert transport.repaired_upper([(z[order], r[order], None)]).value == pytest.approx(blocks.value, rel=1e-12)
+
+
+def test_pairing_anew_refuses_what_it_cannot_pair():
+    z, r, _ = affine(STRETCH, SHIFT, replicates=1, m=10)[0]
+    with pytest.raises(InputError, match="leave the weights out"):
+        transport.repaired_upper([(z, r, np.full(10, 0.1))])
+    for options in ({"block": 0}, {"rounds": 0}):
+        with pytest.raises(InputError, match="at least 1"):
+            transport.repaired_upper([(z, r, None)], **options)
+
+
 def test_equal_laws_read_zero():
     rng = np.random.default_rng(2)
     z = rng.standard_normal((300, 4))
     assert transport.coupled_upper([(z, z, None)] * 3) == Estimate(0.0, 0.0, "coupling")
+    assert transport.repaired_upper([(z, z, None)] * 3) == Estimate(0.0, 0.0, "repaired")
     assert transport.gelbrich_lower([(z, z, None)] * 3).value == pytest.approx(0.0, abs=1e-12)
 
 

@@ -23,7 +23,7 @@ Array = np.ndarray
 Particles = tuple[Any, Any]  # the cloud and its reference (or None), both of shape (m, D)
 AUTO = "auto"
 MODULES = {
-    "numpy": "meanfield.backends.reference",
+    "numpy": "meanfield.backends.dense",
     "cpu": "meanfield.backends.cpu",
     "keops": "meanfield.backends.keops",
     "cuda": "meanfield.backends.cuda",

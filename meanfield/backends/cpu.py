@@ -8,23 +8,22 @@ gives the same bits.
 An activation that Numba cannot compile (see `rows`) goes through the numpy backend.
 """
 
-import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from meanfield import parallel
-from meanfield.backends import Backend, Motion, Particles, fused, pairwise, philox, reference, sums
+from meanfield.backends import Backend, Motion, Particles, dense, fused, pairwise, philox, sums
 from meanfield.backends.caching import discard_stale
 from meanfield.backends.fused import BLOCK
 from meanfield.backends.rows import Rows, rows_for
 from meanfield.backends.samples import Samples, blocks_of, samples
 from meanfield.noise import Stream, round_keys
 from meanfield.units import Activation
+from meanfield.workspace import lent
 
 Array = np.ndarray
 _compiled: Any = fused.predict
@@ -52,22 +51,6 @@ def keeps(n: int, d: int, m: int, dtype: np.dtype) -> bool:
     return size <= (most if d >= KEEP_FROM else min(most, KEEP_CACHE))
 
 
-_spare: list[Array] = []  # room for kept activations, used again: fresh pages would cost more than the step
-
-
-@contextlib.contextmanager
-def _room(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Array]:
-    """Lend an array for the time of a step."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = _spare.pop() if _spare else np.empty(0, np.uint8)
-    if raw.size < size or raw.size > 4 * size:
-        raw = np.empty(size, np.uint8)
-    try:
-        yield raw[:size].view(dtype).reshape(shape)
-    finally:
-        _spare[:] = [raw]
-
-
 def _nothing(dtype: np.dtype) -> Array:
     return np.empty((0, 0, BLOCK), dtype)
 
@@ -89,7 +72,7 @@ def predict(activation: Activation, x: Array, z: Array, weights: Array | None = 
     """Return sum_j w_j psi_i(z_j), shape (n,). O(n d) a particle, one pass."""
     compiled = rows_for(activation, x, z)
     if compiled is None:
-        return reference.predict(activation, x, z, weights)
+        return dense.predict(activation, x, z, weights)
     return _predict(compiled, samples(x, z.dtype), _rowwise(z), weights, _nothing(z.dtype))
 
 
@@ -116,7 +99,7 @@ def move(
     """Return cloud and reference after kick, channel and kick, in one pass; see `reference.move`."""
     compiled = rows_for(activation, x, z)
     if compiled is None:
-        return reference.move(activation, x, z, reference_cloud, c, motion, train, out=out)
+        return dense.move(activation, x, z, reference_cloud, c, motion, train, out=out)
     inputs = samples(x, z.dtype)
     return _move(compiled, inputs, _rowwise(z), reference_cloud, inputs.pad(c), motion, train, out, _nothing(z.dtype))
 
@@ -163,12 +146,12 @@ def descend(
     """Return cloud and reference after an explicit step; see `reference.descend`. Two passes, three where centred."""
     compiled = rows_for(activation, x, z)
     if compiled is None:
-        return reference.descend(
+        return dense.descend(
             activation, x, z, reference_cloud, weights, coefficients, motion, train, centred=centred, out=out
         )
     inputs, z = samples(x, z.dtype), _rowwise(z)
     keep = compiled.slope and motion.before and keeps(inputs.n, x.shape[1], len(z), z.dtype)
-    with _room((blocks_of(len(z)) if keep else 0, len(inputs.x), BLOCK), z.dtype) as kept:
+    with lent((blocks_of(len(z)) if keep else 0, len(inputs.x), BLOCK), z.dtype) as kept:
         psi = _predict(compiled, inputs, z, weights, kept)
         if centred and reference_cloud is not None:
             psi = psi - _predict(compiled, inputs, _rowwise(reference_cloud), weights, _nothing(z.dtype))

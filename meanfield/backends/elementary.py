@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 _DTYPES = np.dtype(np.float64), np.dtype(np.float32)
@@ -109,18 +110,28 @@ _SINGLE = Format(
 
 
 class Real:
-    """A floating-point value of LLVM under construction; every operator and method emits one operation.
+    """A floating-point value of LLVM under construction, or a vector of them; every operator emits one operation.
 
     Operands may be Python floats, which are rounded to the type of the value.
     """
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder, self.value = builder, value
-        double = isinstance(value.type, ir.DoubleType)
-        self.format, self.integer = (_DOUBLE, ir.IntType(64)) if double else (_SINGLE, ir.IntType(32))
+        self.lanes = value.type.count if isinstance(value.type, ir.VectorType) else 0
+        double = isinstance(value.type.element if self.lanes else value.type, ir.DoubleType)
+        self.format, self.width = (_DOUBLE, 64) if double else (_SINGLE, 32)
+        whole = ir.IntType(self.width)
+        self.integer = ir.VectorType(whole, self.lanes) if self.lanes else whole
+
+    def _constant(self, kind: Any, number: Any) -> ir.Constant:
+        return ir.Constant(kind, [number] * self.lanes if self.lanes else number)
 
     def _operand(self, other: Any) -> ir.Value:
-        return other.value if isinstance(other, Real) else ir.Constant(self.value.type, other)
+        return other.value if isinstance(other, Real) else self._constant(self.value.type, other)
+
+    def whole(self, number: int) -> ir.Constant:
+        """Return a whole number as a constant of the type of `bits`."""
+        return self._constant(self.integer, number)
 
     def _made(self, value: ir.Value) -> "Real":
         return Real(self.builder, value)
@@ -140,13 +151,17 @@ class Real:
     def __rsub__(self, other: float) -> "Real":
         return self._made(self.builder.fsub(self._operand(other), self.value))
 
+    def __rtruediv__(self, other: float) -> "Real":
+        return self._made(self.builder.fdiv(self._operand(other), self.value))
+
     def __neg__(self) -> "Real":
         return self._made(self.builder.fneg(self.value))
 
     def _call(self, name: str, *operands: Any) -> "Real":
         kind = self.value.type
         values = [self.value, *map(self._operand, operands)]
-        function = self.builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind] * len(values)))
+        full = f"{name}.{f'v{self.lanes}' if self.lanes else ''}f{self.width}"
+        function = get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * len(values)), full)
         return self._made(self.builder.call(function, values))
 
     def fma(self, factor: Any, summand: Any) -> "Real":
@@ -170,11 +185,11 @@ class Real:
         where = self.builder.fcmp_ordered(comparison, self.value, self._operand(bound))
         return self._made(self.builder.select(where, self._operand(yes), self._operand(no)))
 
-    def at_most(self, bound: float) -> "Real":
+    def at_most(self, bound: Any) -> "Real":
         """Return the smaller of self and bound; NaN stays."""
         return self.select(">", bound, bound, self)
 
-    def at_least(self, bound: float) -> "Real":
+    def at_least(self, bound: Any) -> "Real":
         """Return the larger of self and bound; NaN stays."""
         return self.select("<", bound, bound, self)
 
@@ -208,9 +223,9 @@ def _nearest(x: Real, unit: float) -> tuple[Real, Real]:
 
 def _power(shifted: Real, exponent: Any) -> Real:
     """Return 2^(k + exponent - format.one), given k + 1.5 2^mantissa."""
-    builder, places = shifted.builder, ir.Constant(shifted.integer, shifted.format.mantissa)
+    builder, places = shifted.builder, shifted.whole(shifted.format.mantissa)
     if isinstance(exponent, int):
-        exponent = ir.Constant(shifted.integer, exponent)
+        exponent = shifted.whole(exponent)
     return shifted.from_bits(builder.add(builder.shl(shifted.bits(), places), builder.shl(exponent, places)))
 
 
@@ -224,8 +239,8 @@ def _exponential(x: Real, spare: int) -> tuple[Real, Real, Real, Real]:
     f, builder = x.format, x.builder
     k, shifted = _nearest(x, f.ln2[0])
     r = k.fma(-f.ln2[1], k.fma(-f.ln2[0], x))
-    lifted, plain = (ir.Constant(x.integer, f.one + places) for places in (f.lift, -spare))
-    small = builder.fcmp_ordered("<", x.value, ir.Constant(x.value.type, f.small))
+    lifted, plain = (x.whole(f.one + places) for places in (f.lift, -spare))
+    small = builder.fcmp_ordered("<", x.value, x._operand(f.small))
     s = _power(shifted, builder.select(small, lifted, plain))
     return s, r, _coth(r, 2), x.select("<", f.small, 2.0**-f.lift, 2.0**spare)
 
@@ -273,9 +288,9 @@ def _sine(x: Real, quarter: bool) -> Real:
         r = k.fma(-part, r)
     z = r * r
     value = (r * z).fma(z.polynomial(f.sin), r).with_sign_of(r)
-    odd = builder.shl(shifted.bits(), ir.Constant(x.integer, x.integer.width - 1))
+    odd = builder.shl(shifted.bits(), x.whole(x.width - 1))
     if quarter:
-        odd = builder.xor(odd, ir.Constant(x.integer, 1 << x.integer.width - 1))
+        odd = builder.xor(odd, x.whole(1 << x.width - 1))
     signed = value.from_bits(builder.xor(value.bits(), odd))
     return x.magnitude().select("<=", f.largest_angle, signed, float("nan"))
 
@@ -294,7 +309,7 @@ def _logistic(x: Real) -> tuple[Real, Real]:
     y = (-x.magnitude()).at_least(f.domain[0])
     s, r, c, t = _exponential(y, 0)
     above, below = s * (c + r), c - r
-    q = x.from_bits(ir.Constant(x.integer, f.one << f.mantissa)) / (above + below)
+    q = 1.0 / (above + below)
     larger, smaller = below * q, above * q * t
     return x.select("<", 0.0, smaller, larger), x.select("<", 0.0, larger, smaller)
 

@@ -263,10 +263,10 @@ def normals(
     width = noise._whole("width", width, 32)
     blocks = -(-width // (16 // kind.itemsize))
     name = noise._Counters(seed, stream, step, replicate, (first, count), (first_block, blocks))
-    out = np.empty((name.count, width), dtype=kind)
+    out, keys = np.empty((name.count, width), dtype=kind), noise.round_keys(name.seed)
 
     def work(part: slice) -> None:
-        fill(out[part], name.first + part.start, name.step, name.last_word, name.keys, name.first_block)
+        fill(out[part], name.first + part.start, name.step, name.last_word, keys, name.first_block)
 
     parallel.each_block(work, name.count, max(1, PART // max(width, 1)))
     return out

@@ -1,4 +1,7 @@
-"""The numpy backend: the definition of every contraction, blocked over particles and threaded.
+"""The definition of every contraction as plain array code, blocked over particles and threaded.
+
+It is what other backends are compared with. The numpy backend itself is `dense`: the same functions, with the passes
+of a step without an account made fast.
 
 Each function cuts the cloud into blocks (`parallel.block_size`), so no array of n x m is ever held; sums over blocks
 are combined in a fixed dyadic tree. Work is done in the dtype of the cloud, sums are float64. Costs are stated per
@@ -59,7 +62,7 @@ def measure(
         s^2; when given, the covariance of the mean of A_s psi(Z) - A_s psi(Zbar) over independent particles is formed,
         A_s psi = Laplace psi - z . grad psi / s^2: O(n^2) a particle.
     """
-    x = x.astype(z.dtype, copy=False)
+    x = np.ascontiguousarray(x.T, z.dtype).T  # products that predict have the same bits
     inner = (x @ x.T).astype(np.float64)
     norms = np.einsum("ij,ij->i", x, x)
     m, n = len(z), len(x)
@@ -255,7 +258,7 @@ def move(
     """
     x, c = x.astype(z.dtype, copy=False), c.astype(z.dtype)
     there, far = out or (np.empty_like(z), None if reference is None else np.empty_like(reference))
-    columns = {"both": slice(None), "u": slice(-1, None), "theta": slice(None, -1)}[train]
+    moving = columns(train)
     decay = z.dtype.type(motion.decay)
 
     def kicked(at: Array, eps: float) -> Array:
@@ -264,27 +267,33 @@ def move(
         return at + z.dtype.type(eps) * blocks.field(blocks.evaluate_pair(activation, x, at), x, c, train)
 
     def part_move(part: slice) -> None:
-        xi = _noise(motion, z, part, columns)
+        xi = diffusion(motion, z, part, moving)
         here = kicked(z[part], motion.before)
-        here[:, columns] = decay * here[:, columns] + xi
+        here[:, moving] = decay * here[:, moving] + xi
         if reference is not None and far is not None:
             far[part] = reference[part]
-            far[part, columns] = decay * far[part, columns] + xi
+            far[part, moving] = decay * far[part, moving] + xi
         there[part] = kicked(here, motion.after) if motion.after else here
 
     parallel.each_block(part_move, len(z), parallel.block_size(len(x)))
     return there, far
 
 
-def _noise(motion: Motion, z: Array, part: slice, columns: slice) -> Array:
-    """Return sigma xi of the moving coordinates of a block."""
+def columns(train: str) -> slice:
+    """Return the coordinates that are trained."""
+    return {"both": slice(None), "u": slice(-1, None), "theta": slice(None, -1)}[train]
+
+
+def diffusion(motion: Motion, z: Array, part: slice, moving: slice) -> Array:
+    """Return sigma xi of the moving coordinates of a slice of the particles."""
     if not motion.sigma:
         return np.zeros((1, 1), z.dtype)
     xi = noise.normals(
         motion.seed, Stream.DIFFUSION, step=motion.step, replicate=motion.replicate, first=part.start,
         count=part.stop - part.start, width=z.shape[1], dtype=z.dtype,
     )  # fmt: skip
-    return z.dtype.type(motion.sigma) * xi[:, columns]
+    xi *= z.dtype.type(motion.sigma)
+    return xi[:, moving]
 
 
 def descend(
