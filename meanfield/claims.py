@@ -7,6 +7,7 @@ convergence is a slope in logarithms (`power_law`), and many signed errors toget
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,18 +62,25 @@ class Claim:
 # --- numbers with errors ------------------------------------------------------------------------------------------
 
 
-def jackknifed(function: Callable[..., float], *arrays: Array) -> Estimate:
-    """Return function(*arrays) and its jackknife error over the first axis, the replicates.
+def jackknife(function: Callable[..., Any], *arrays: Array, corrected: bool = False) -> tuple[Array, Array]:
+    """Return function(*arrays) and its jackknife errors over the first axis, the replicates.
 
-    se^2 = (R - 1) / R sum_r (value without r - mean of those)^2, right for smooth functions of means.
+    se^2 = (R - 1) / R sum_r (value without r - mean of those)^2, right for smooth functions of means; `corrected` takes
+    off the bias (R - 1) (mean of those - value), all of it for functions quadratic in means.
     """
     replicates = len(arrays[0])
-    value = float(function(*arrays))
+    value = np.asarray(function(*arrays), dtype=np.float64)
     if replicates < 2:
-        return Estimate(value, math.nan)
+        return value, np.full(value.shape, math.nan)
     without = np.array([function(*(np.delete(a, r, axis=0) for a in arrays)) for r in range(replicates)])
-    spread = float(((without - without.mean()) ** 2).sum())
-    return Estimate(value, math.sqrt((replicates - 1) / replicates * spread))
+    se = np.sqrt((replicates - 1) / replicates * ((without - without.mean(0)) ** 2).sum(0))
+    return value - corrected * (replicates - 1) * (without.mean(0) - value), se
+
+
+def jackknifed(function: Callable[..., float], *arrays: Array) -> Estimate:
+    """Return the `jackknife` of a function that gives one number."""
+    value, se = jackknife(function, *arrays)
+    return Estimate(float(value), float(se))
 
 
 def power_law(x: Array, y: Array) -> tuple[float, float]:

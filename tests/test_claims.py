@@ -16,6 +16,13 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert np.isnan(claims.jackknifed(lambda v: v.mean(), values[:1]).se)
 
 
+def test_the_jackknife_takes_off_the_bias_of_a_square():
+    values = np.random.default_rng(3).normal(1, 1, size=(5, 2))
+    found, _ = claims.jackknife(lambda v: v.mean(0) ** 2, values, corrected=True)
+    pairs = (values.sum(0) ** 2 - (values**2).sum(0)) / 20
+    np.testing.assert_allclose(found, pairs, rtol=1e-12)
+
+
 def test_the_jackknife_takes_several_arrays():
     a, b = np.random.default_rng(1).normal(3, 0.1, size=(2, 400))
     found = claims.jackknifed(lambda a, b: a.mean() / b.mean(), a, b)

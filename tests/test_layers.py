@@ -23,8 +23,8 @@ FLOORS = """
     1.05 gram
     1.1  backends
     1.2  assignment concave nulls slices
-    2    cloud datasets transport entropy tilts readings slices directions
-    2.1  donsker potentials panels distances families dual
+    2    cloud datasets transport entropy tilts readings directions
+    2.1  donsker potentials panels distances families
     2.2  dual plots intervals network_families
     2.25 products
     2.3  spectrum regression
