@@ -34,7 +34,7 @@ def test_reference_values_of_p2():
     assert ntk.smallest_at_start(ERF, cases.P2_X).value == pytest.approx(0.4941456810, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
+@pytest.mark.parametrize("name", ["tanh", "erf", "relu", "sin"])
 @pytest.mark.parametrize("train", ["both", "u", "theta"])
 def test_kernel_between_two_sets_is_a_part_of_a_gram_matrix(name, train, monkeypatch):
     monkeypatch.setattr(gram, "TILE", 4)
