@@ -14,19 +14,19 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
     0    dyadic errors
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs
-    0.2  config schemes verdicts
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs pareto
+    0.2  config schemes verdicts newton
     1    units noise moments interactions
-    1.1  backends
+    1.1  backends rejection
     2    cloud datasets transport entropy tilts readings
     2.1  donsker dual panels
     2.2  plots
     3    objectives ntk
-    3.1  risk
-    3.2  linearised minibatch
+    3.1  risk quadrature
+    3.2  linearised minibatch exponential_family
     3.3  accounting
     3.4  steps
-    4    flow
+    4    flow gibbs teacher complexity closures
     5    observables store
     5.1  bounds increments results
     5.2  planning
