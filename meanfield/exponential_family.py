@@ -146,7 +146,10 @@ def spread(layer: HiddenLayer, c: Array, found: Partition) -> Array | None:
     the average. No eigenvalue is below 1, so that the ratio of the law to N(0, C) stays bounded for bounded h. Nodes
     that were moved are not moved back.
     """
-    if not (layer.rule.moved or found.effective < CONCENTRATED[layer.rule.kind] * layer.rule.capacity) or not found.effective:
+    if (
+        not (layer.rule.moved or found.effective < CONCENTRATED[layer.rule.kind] * layer.rule.capacity)
+        or not found.effective
+    ):
         return None
 
     def block(points: Array, h: Array, weights: Array) -> tuple[Array]:

@@ -294,7 +294,11 @@ def test_newton_climbs_to_the_top_and_stays_inside():
     def barrier(c):
         if c[0] <= -1 or c[0] >= 1:
             return -np.inf, np.zeros(1), -np.eye(1)
-        return np.log1p(-c[0]) + 3 * np.log1p(c[0]), 3 / (1 + c) - 1 / (1 - c), np.diag(-3 / (1 + c) ** 2 - 1 / (1 - c) ** 2)
+        return (
+            np.log1p(-c[0]) + 3 * np.log1p(c[0]),
+            3 / (1 + c) - 1 / (1 - c),
+            np.diag(-3 / (1 + c) ** 2 - 1 / (1 - c) ** 2),
+        )
 
     assert newton.maximise(barrier, np.array([5.0])).point[0] == pytest.approx(0.5, abs=1e-13)
     with pytest.raises(DivergedError):
