@@ -146,10 +146,8 @@ def spread(layer: HiddenLayer, c: Array, found: Partition) -> Array | None:
     the average. No eigenvalue is below 1, so that the ratio of the law to N(0, C) stays bounded for bounded h. Nodes
     that were moved are not moved back.
     """
-    if (
-        not (layer.rule.moved or found.effective < CONCENTRATED[layer.rule.kind] * layer.rule.capacity)
-        or not found.effective
-    ):
+    late = found.effective < CONCENTRATED[layer.rule.kind] * layer.rule.capacity
+    if not found.effective or not (layer.rule.moved or late):
         return None
 
     def block(points: Array, h: Array, weights: Array) -> tuple[Array]:

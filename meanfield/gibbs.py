@@ -55,6 +55,8 @@ ENOUGH = 0.5  # effective share of the nodes that ends the fit; otherwise it goe
 class FixedPoint:
     """The fixed point p* of Q = L + lam KL: a law p_c, and what is known of it and of Q*.
 
+    `FixedPoint(law_at(risk, c), lam)` says the same of any other c: D(c) <= Q* <= Q(p_c).
+
     Attributes
     ----------
     law : GibbsLaw
