@@ -127,7 +127,10 @@ def stepper(x, y, z, alpha, lam, eta, seed, *, keep=0, threads=2):
 
 
 def pairs(z: np.ndarray, scale: float, value: np.ndarray, gradient: np.ndarray, threads: int = 2) -> None:
-    """Write (1/m) sum_k exp(-|z_j - z_k|^2 / (2 s^2)) and its gradient in z_j into (m,) and (m, D)."""
+    """Write (1/m) sum_k exp(-|z_j - z_k|^2 / (2 s^2)) and its gradient in z_j into (m,) and (m, D).
+
+    The straightforward loop over all m^2 pairs: that the kernel is symmetric, and half of them would do, is not used.
+    """
     pointers = [a.ctypes.data for a in (z, value, gradient)]
     if _entry("pairs", z.dtype)(z.shape[1], *pointers, len(z), scale, threads):
         raise ValueError(f"fused.cpp has no pairs for D = {z.shape[1]}; add a case to pairs_of")
@@ -163,7 +166,7 @@ def step_floor(n: int, d: int, m: int, dtype, rates: Rates) -> float:
 
 
 def pairs_floor(m: int, width: int, rates: Rates) -> float:
-    """Return the floor of the pair interaction in seconds."""
+    """Return the floor of the pair interaction over all m^2 pairs in seconds; who works each pair once may be below."""
     return m * m * ((5 * width + 2) / rates.flops + 1 / rates.exp)
 
 

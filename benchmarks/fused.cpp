@@ -1,7 +1,7 @@
 // The ceiling: the same arithmetic as our steps, fused, in registers and first-level cache, over OpenMP threads.
 //
 //   euler   z <- z + eta (b - lam z) + sqrt(2 lam eta) xi,  b = -(2 alpha / n) sum_i r_i grad psi_i,  r = alpha f - y
-//   pairs   v_j = (1/m) sum_k exp(-|z_j - z_k|^2 / (2 s^2)) and its gradient in z_j
+//   pairs   v_j = (1/m) sum_k exp(-|z_j - z_k|^2 / (2 s^2)) and its gradient in z_j, every pair from both sides
 //
 // and the rates of which the floor is made. The lanes of a vector are particles, a tile is PACK vectors of them; the
 // inner products of a tile with ROWS samples at a time fill the registers. Built by ceiling.py; nothing here knows Python.

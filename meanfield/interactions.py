@@ -157,9 +157,9 @@ def interact(kernel: Kernel, points: Array, z: Array, weights: Array | None = No
 
     Notes
     -----
-    O(D) a pair, also where the points are the particles: `backends.pairwise` then works each pair once and takes about
-    two thirds of the time. Blocks of `POINTS` x `PARTICLES` pairs are worked by threads, sums over blocks are float64
-    and in the order of the particles: equal bits for any number of threads, and never an array of k x m.
+    O(D) a pair, also where the points are the particles; `backends.pairwise` then works each pair once, in half to
+    three quarters of the time. Blocks of `POINTS` x `PARTICLES` pairs are worked by threads, sums over blocks are
+    float64 and in the order of the particles: equal bits for any number of threads, and never an array of k x m.
     """
     points, z, mass = checked(points, z, weights)
     value, gradient = np.empty(len(points), points.dtype), np.empty_like(points)

@@ -1,4 +1,7 @@
-"""Pair interaction through a Gaussian kernel: value and gradient at every particle."""
+"""Pair interaction through a Gaussian kernel: value and gradient at every particle.
+
+Points are the particles, so that ours works each pair once; the ceiling and the peers work every pair from both sides.
+"""
 
 from benchmarks import ceiling
 from benchmarks.bench import Bench

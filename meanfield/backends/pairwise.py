@@ -28,7 +28,7 @@ TREE_DIMENSION = 5  # up to there a tree finds neighbours faster than these loop
 def interact(kernel: Kernel, points: Array, z: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Return sum_j w_j k(p, z_j) and its gradient in p; see `interactions.interact`.
 
-    Where `points` equals `z`, every pair is worked once: half the time.
+    Where `points` equals `z`, every pair is worked once, in half to three quarters of the time.
 
     Raises
     ------
@@ -85,9 +85,9 @@ def _sums(
 
 
 def _face(q: Array, mass: Array, floor: Array | None) -> Face:
-    pull = np.column_stack([mass[:, None] * q, mass])
-    floors = np.zeros((len(q), 1), q.dtype) if floor is None else floor[:, None]
-    return Face(len(q), *map(_blocked, (q, pull, floors)))
+    place, masses = _blocked(q), _blocked(mass[:, None])
+    floors = np.zeros_like(masses) if floor is None else _blocked(floor[:, None])
+    return Face(len(q), place, np.concatenate([masses * place, masses], axis=1), floors)
 
 
 def _blocked(rows: Array) -> Array:
