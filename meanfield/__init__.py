@@ -30,14 +30,18 @@ _HOME = {
     "verify": "verify",
 }
 _MODULES = (
+    "closures",
+    "complexity",
     "config",
     "datasets",
     "entropy",
     "fokker_planck",
+    "gibbs",
     "noise",
     "ntk",
     "observables",
     "plots",
+    "teacher",
     "theory",
     "transport",
     "units",
@@ -46,7 +50,23 @@ _MODULES = (
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
 
 if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal to the tables above
-    from . import config, datasets, entropy, fokker_planck, noise, ntk, observables, plots, theory, transport, units
+    from . import (
+        closures,
+        complexity,
+        config,
+        datasets,
+        entropy,
+        fokker_planck,
+        gibbs,
+        noise,
+        ntk,
+        observables,
+        plots,
+        teacher,
+        theory,
+        transport,
+        units,
+    )
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
     from .linearised import Linearised

@@ -1,16 +1,15 @@
 """The empirical Rademacher complexity of the laws within a given KL of p0, estimated; Lemma 5.5 of [CCGZ20] bounds it.
 
-    R_n(M) = E_sigma sup {(alpha / n) sum_i sigma_i E_p psi_i : KL(p || p0) <= M},     sigma_i = +-1 with equal chances.
+    R_n(M) = E_sigma sup {(alpha / n) sum_i sigma_i E_p psi_i : KL(p || p0) <= M},     sigma_i = +-1, fair coins.
 
-For one sigma the supremum has a dual (Donsker and Varadhan's formula), with G = (alpha / n) sigma . h(w) and u integrated
-out,
+For one sigma the supremum has a dual [DonskerVaradhan75], with G = (alpha / n) sigma . h(w) and u integrated out,
 
     sup = inf_{s > 0} (M + Lambda(s)) / s,     Lambda(s) = log E_theta e^{s^2 G^2 / 2},
 
-attained where s Lambda' - Lambda = M, that is where the tilted law e^{s u G} p0 has KL M. Every s gives an upper bound:
-s is found on one draw of the nodes and the bound measured on another, so that the search adds no bias downwards. As in
-`exponential_family` the first two terms of E e^{s^2 G^2 / 2} are exact, E G^2 = (alpha / n)^2 sigma' K2 sigma; for small M
-they are all, and R_n is E_sigma sqrt(2 M E G^2).
+attained where s Lambda' - Lambda = M, that is where the tilted law e^{s u G} p0 has KL M. Every s gives an upper
+bound: s is found on one draw of the nodes and the bound measured on another, so that the search adds no bias downwards.
+As in `exponential_family` the first terms of E e^{s^2 G^2 / 2} are exact, E G^2 = (alpha / n)^2 sigma' K2 sigma; for
+small M they are all, and R_n is E_sigma sqrt(2 M E G^2).
 
 Read next: `teacher` for the labels of Theorem 4.5.
 """
@@ -92,11 +91,11 @@ def rademacher_complexity(
     c = np.concatenate(tilted)
     checked(GibbsLaw(risk, c[np.argmin(np.concatenate(effective))], measure))
     s, e = np.linalg.norm(c, axis=1) * math.sqrt(risk.n) / risk.alpha, np.concatenate(excess, axis=1)
-    found = jackknife(lambda e: np.mean((M + np.log1p(e)) / s), e, corrected=True)
+    mean = jackknife(lambda e: np.mean((M + np.log1p(e)) / s), e, corrected=True)
     values = (M + np.log1p(e.mean(axis=0))) / s
     chance = float(values.std(ddof=1)) / math.sqrt(len(s)) if random else 0.0
     which = f"{len(s)} random signs" if random else "all signs"
-    return Estimate(float(found.value), math.hypot(float(found.se), chance), f"{which}, {measure.rule.kind}")
+    return Estimate(float(mean.value), math.hypot(float(mean.se), chance), f"{which}, {measure.rule.kind}")
 
 
 def _signs(n: int, count: int, seed: int) -> tuple[Array, bool]:

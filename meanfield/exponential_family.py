@@ -26,22 +26,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from meanfield import ntk, pareto
+from meanfield import pareto
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate
-from meanfield.quadrature import SOBOL, Average, HiddenLayer, gaussian_rule, hidden_layer, jackknife, smoothed, span
 from meanfield.pareto import tail_shape
-from meanfield.rejection import normal_rows, rejection
+from meanfield.quadrature import (
+    GRID,
+    SOBOL,
+    Average,
+    HiddenLayer,
+    elsewhere,
+    gaussian_rule,
+    hidden_layer,
+    jackknife,
+    smoothed,
+    span,
+)
+from meanfield.rejection import lifted, rejection
 from meanfield.risk import Risk
 
 Array = npt.NDArray[Any]
 
 HIGHEST = 300.0  # of g^2 / 2 at a node: beyond, e^{g^2} would leave double precision
-CONCENTRATED = 0.9  # effective share of the nodes below which they are moved to where the law is
+# The effective share of the nodes below which they are moved to where the law is: grids late, for they get coarser.
+CONCENTRATED = {GRID: 0.5, SOBOL: 1.0}
 EXCESS = 2.0  # of the spread of moved nodes over that of p0, in units of the law's
 FEWEST, FEW = 100.0, 1000.0  # effective nodes below which a law is refused, its errors are doubted
+PILOT = 8  # the first look at a law, and the first fit, have so many times fewer nodes
+LAST_DRAW = 3  # of the nodes on which a law is measured
 FAR = 1e6  # where the growth of an unbounded activation is read off
-DIRECTIONS, CLIMBERS, ASCENTS = 512, 32, 20  # for the search of the fastest growth
+DIRECTIONS, CLIMBERS, ASCENTS = 512, 16, 30  # for the search of the fastest growth
 
 
 class Partition(NamedTuple):
@@ -88,21 +102,32 @@ def growth(layer: HiddenLayer, c: Array) -> float:
     """Return the largest |g(theta)| / |theta| far out that was found: below 1, Z is finite. 0 for a bounded h."""
     if math.isfinite(layer.activation.suprema[0]) or not layer.x.size:
         return 0.0
-    lengths = np.linalg.norm(layer.rule.points[0, -DIRECTIONS:], axis=1, keepdims=True)
-    directions = layer.rule.points[0, -DIRECTIONS:] / np.where(lengths > 0, lengths, 1.0)
-    best = 0.0
+    at = _unit(layer.rule.points[0, :: max(layer.rule.points.shape[1] // DIRECTIONS, 1)])
+    found, uphill = _far(layer, c, at)
+    best = np.argsort(-found, kind="stable")[:CLIMBERS]
+    at, found, uphill = at[best], found[best], uphill[best]
+    step = np.full((len(at), 1), np.inf)
     for _ in range(ASCENTS):
-        h, slopes = layer.activation.value_and_first(FAR * directions @ layer.x.T)
-        sizes = np.abs(h @ c) / FAR
-        if sizes.max() <= best * (1 + 1e-12):
-            break
-        best = float(sizes.max())
-        # Along the gradient: for linear h one step arrives, for convex g none goes down.
-        gradients = (slopes * c) @ layer.x
-        lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
-        chosen = np.argsort(-sizes, kind="stable")[:CLIMBERS]
-        directions = (gradients / np.where(lengths > 0, lengths, 1.0))[chosen]
-    return best
+        # The first step goes all the way to the gradient: for linear h it arrives.
+        there = _unit(np.where(np.isinf(step), uphill, at + np.where(np.isinf(step), 0.0, step) * uphill))
+        reached, slope = _far(layer, c, there)
+        higher = (reached > found)[:, None]
+        at, uphill = np.where(higher, there, at), np.where(higher, slope, uphill)
+        step = np.where(higher, step, np.where(np.isinf(step), 1.0, 0.5 * step))
+        found = np.maximum(found, reached)
+    return float(found.max())
+
+
+def _far(layer: HiddenLayer, c: Array, directions: Array) -> tuple[Array, Array]:
+    """Return |g| / |theta| far out along directions (b, k), and the directions in which it rises."""
+    h, slopes = layer.activation.value_and_first(FAR * directions @ layer.x.T)
+    g = h @ c
+    return np.abs(g) / FAR, _unit(np.sign(g)[:, None] * ((slopes * c) @ layer.x))
+
+
+def _unit(rows: Array) -> Array:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0)
 
 
 def neurons(
@@ -117,11 +142,11 @@ def neurons(
 def spread(layer: HiddenLayer, c: Array, found: Partition) -> Array | None:
     """Return the covariance C of nodes for the law at c, None for N(0, I).
 
-    C is the law's own E theta theta' with its excess over I doubled, where that is above sampling noise: with thin tails
-    a few nodes far out would carry the average. No eigenvalue is below 1, so that the ratio of the law to N(0, C) stays
-    bounded for bounded h. Nodes that were moved are not moved back.
+    C is the law's own E theta theta' with its excess over I doubled: with thinner tails a few nodes far out would carry
+    the average. No eigenvalue is below 1, so that the ratio of the law to N(0, C) stays bounded for bounded h. Nodes
+    that were moved are not moved back.
     """
-    if not (layer.rule.moved or found.effective < CONCENTRATED * layer.rule.capacity):
+    if not (layer.rule.moved or found.effective < CONCENTRATED[layer.rule.kind] * layer.rule.capacity) or not found.effective:
         return None
 
     def block(points: Array, h: Array, weights: Array) -> tuple[Array]:
@@ -130,9 +155,7 @@ def spread(layer: HiddenLayer, c: Array, found: Partition) -> Array | None:
 
     second = layer.averages(block)[0].sum(axis=0) / found.total.sum()
     values, vectors = np.linalg.eigh(second)
-    noise = 2 * math.sqrt(len(values) / found.effective) if found.effective else math.inf
-    excess = np.maximum(values - 1, 0.0)
-    return (vectors * (1 + EXCESS * excess)) @ vectors.T
+    return (vectors * (1 + EXCESS * np.maximum(values - 1, 0.0))) @ vectors.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,16 +234,14 @@ class GibbsLaw:
 
     def predict(self, x: npt.ArrayLike) -> Average:
         """Return f at other inputs x (q, d), each with its error, shape (q,). O(R N q)."""
-        inputs = self.risk.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64)))
-        n, h, c = self.risk.n, self.risk.unit.h, self.coefficients
-        along, width = across(self.risk.inputs, inputs)
-        crossed = ntk.gram_parts(h, np.concatenate([self.risk.inputs, inputs]))[0][:n, n:]
+        h, c = self.risk.unit.h, self.coefficients
+        there = elsewhere(h, self.risk.inputs, self.risk.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64))))
 
         def block(points: Array, hidden: Array, weights: Array) -> tuple[Array]:
             g = hidden @ c
-            return ((weights * np.expm1(0.5 * g * g) * g) @ smoothed(h, points @ along.T, width),)
+            return ((weights * np.expm1(0.5 * g * g) * g) @ smoothed(h, points @ there.along.T, there.width),)
 
-        slope = self.layer.averages(block)[0] + c @ crossed
+        slope = self.layer.averages(block)[0] + c @ there.kernel
         return jackknife(lambda e, s: self.risk.alpha * s / (1 + e), self.partition.excess, slope)
 
     def moments(self) -> tuple[Average, Average]:
@@ -237,7 +258,9 @@ class GibbsLaw:
         basis = span(self.risk.inputs)[0]
         lift = np.zeros((k + 1, basis.shape[1] + 1))
         lift[:k, :-1], lift[k, -1] = basis, 1.0
-        rest = np.eye(lift.shape[1]) - lift.T @ lift + np.outer(lift[k], lift[k])  # across the span, and of u given theta
+        rest = (
+            np.eye(lift.shape[1]) - lift.T @ lift + np.outer(lift[k], lift[k])
+        )  # across the span, and of u given theta
         mean = jackknife(lambda t, s: s / t @ lift, self.partition.total, first)
         square = jackknife(lambda t, s: rest + lift.T @ (s / t) @ lift, self.partition.total, second)
         return mean, square
@@ -251,7 +274,7 @@ class GibbsLaw:
         return self.risk.unit.h.value(theta @ self.risk.inputs.T) @ self.coefficients
 
     def sample(self, m: int, seed: int = 0) -> Array:
-        """Return m independent samples z (m, D), a function of the seed; see `rejection.rejection` for what may fail."""
+        """Return m independent samples z (m, D), a function of the seed; `rejection.rejection` says what may fail."""
         basis, x = span(self.risk.inputs)
         scale = self.layer.rule.scale
         inverse = np.linalg.inv(scale)
@@ -263,19 +286,21 @@ class GibbsLaw:
             return 0.5 * ((h @ self.coefficients) ** 2 - far)
 
         theta, _ = rejection(log_ratio, scale, m, seed=seed, bound=float(self.layer.at_nodes(log_ratio).max()))
-        z = normal_rows(seed, m, basis.shape[1] + 1)
-        z[:, :-1] += (theta - z[:, :-1] @ basis.T) @ basis
+        z = lifted(theta, basis, seed)
         z[:, -1] += self._field(z[:, :-1])
         return z
 
 
-def law_at(risk: Risk, c: Array, *, nodes: int | None = None, seed: int = 0, draw: int = 2) -> GibbsLaw:
-    """Return the law p_c, its nodes put where it is; the first look at it uses other nodes."""
-    if np.shape(c) != (risk.n,) or not np.isfinite(c).all():
-        raise InputError(f"coefficients must be {risk.n} finite numbers, got shape {np.shape(c)}.")
-    first = neurons(risk, nodes, seed, draw)
-    covariance = spread(first, c, partition(first, c))
-    return GibbsLaw(risk, c, neurons(risk, nodes, seed, draw + 1, covariance))
+def law_at(risk: Risk, c: Array, *, nodes: int | None = None, seed: int = 0) -> GibbsLaw:
+    """Return the law p_c with nodes put where it is; the looks at it that tell where use others."""
+    c = np.asarray(c, dtype=np.float64)
+    if c.shape != (risk.n,) or not np.isfinite(c).all():
+        raise InputError(f"coefficients must be {risk.n} finite numbers, got {c!r}.")
+    covariance = None
+    for draw, share in ((0, PILOT), (1, 1)):
+        layer = neurons(risk, nodes, seed, draw, covariance, share)
+        covariance = spread(layer, c, partition(layer, c))
+    return GibbsLaw(risk, c, neurons(risk, nodes, seed, LAST_DRAW, covariance))
 
 
 def checked(law: GibbsLaw) -> GibbsLaw:
@@ -288,14 +313,6 @@ def checked(law: GibbsLaw) -> GibbsLaw:
     if doubt:
         warnings.warn(f"errors may be too small: {doubt}; more nodes= help", UserWarning, stacklevel=3)
     return law
-
-
-def across(inputs: Array, others: Array) -> tuple[Array, Array]:
-    """Return other inputs in the basis of the span of the inputs (q, k), and their lengths across it (q,)."""
-    basis, _ = span(inputs)
-    along = others @ basis.T
-    rest = np.linalg.norm(others - along @ basis, axis=1)
-    return along, np.where(rest > 1e-12 * np.linalg.norm(others, axis=1), rest, 0.0)
 
 
 def _points(z: Array, risk: Risk) -> Array:

@@ -1,6 +1,6 @@
 """The fixed point p* of Q = L + lam KL(p || p0), square loss, both layers trained: where the equation ends.
 
-p* is one of the laws p_c ~ e^{c . psi} p0 of `exponential_family`. Fenchel's dual of Q is a concave function of n numbers,
+p* is one of the laws p_c ~ e^{c . psi} p0 of `exponential_family`. Fenchel's dual of Q is concave in the n numbers c,
 
     D(c) = (lam / alpha) c . y - (n lam^2 / (4 alpha^2)) |c|^2 - lam log Z(c),     D(c) <= Q* <= Q(p)
 
@@ -9,13 +9,15 @@ for every c and every law p, and c* = -(2 alpha / (n lam)) r* at the fixed point
     Q(p_c) - D(c) = |r + (n lam / (2 alpha)) c|^2 / n,  r = f(p_c) - y;
     Q(p) - Q* = |f(p) - f*|^2 / n + lam KL(p || p*)   for every p.
 
-So a gap bounds distances to the fixed point. Of a run with residuals r_t the choice is c_t = -(2 alpha / (n lam)) r_t:
-`certificate`. With the quadratic term left out D is the dual of the least KL of a law that interpolates: `interpolation`.
+So a gap bounds distances to the fixed point. Of a run with residuals r_t the choice is c_t = -(2 alpha / (n lam)) r_t,
+`certificate`. Without the quadratic term D is the dual of the least KL of a law that interpolates, `interpolation`.
 
-What is on the safe side. c is fitted on one draw of the nodes, and everything reported is measured on another: D(c) is a
-lower bound on Q* up to the error beside it. Q(p_c) is convex in the measured f, so sampling moves it up. Read
-D - t se <= Q* <= Q + t se with Student's t for copies - 1 degrees of freedom; with quadrature (three dimensions of theta
-or fewer) both errors are rounding.
+What is on the safe side. c is fitted on one draw of the nodes, and everything reported is measured on another: D(c) is
+a lower bound on Q* up to the error beside it, the bias of a logarithm being taken off. Q(p_c) is convex in the measured
+f, so sampling moves it up. Read D - t se <= Q* <= Q + t se with Student's t for copies - 1 degrees of freedom. With
+quadrature (theta in three dimensions or fewer) both errors are rounding. With quasi-Monte-Carlo an error means what it
+says while the weights of the nodes have a thin tail: laws for which they do not are refused (`GibbsLaw.doubt`), for
+then log Z misses what no node saw, and D(c) would be too large.
 
 For a prior N(0, v I) multiply x and alpha by sqrt(v); particles are then in units of sqrt(v).
 """
@@ -30,16 +32,23 @@ import numpy.typing as npt
 
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate
-from meanfield.exponential_family import GibbsLaw, checked, law_at, neurons, partition, spread
+from meanfield.exponential_family import (
+    LAST_DRAW,
+    PILOT,
+    GibbsLaw,
+    checked,
+    law_at,
+    neurons,
+    partition,
+    spread,
+)
 from meanfield.newton import Function, maximise
 from meanfield.quadrature import Average, HiddenLayer, jackknife
 from meanfield.risk import Risk
 
 Array = npt.NDArray[Any]
 
-PILOT = 8  # the first fit has so many times fewer nodes
 ENOUGH = 0.5  # effective share of the nodes that ends the fit; otherwise it goes on, on nodes that were moved
-LAST_DRAW = 3  # of the nodes on which a fitted law is measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meanfield.errors import DivergedError
+from meanfield.parallel import serial_blas
 
 Array = npt.NDArray[Any]
 Function = Callable[[Array], tuple[float, Array, Array]]
@@ -32,6 +33,7 @@ class Peak(NamedTuple):
     iterations: int
 
 
+@serial_blas  # bits that no thread count changes
 def maximise(function: Function, start: Array, *, tolerance: float = 1e-14, iterations: int = 100) -> Peak:
     """Return the maximum of a concave function.
 
@@ -68,8 +70,8 @@ def maximise(function: Function, start: Array, *, tolerance: float = 1e-14, iter
     if decrement <= STALLED * abs(value):  # no step rises by more than rounding
         return Peak(point, value, decrement, k)
     raise DivergedError(
-        f"Newton's method stopped after {k + 1} steps with {decrement:.1e} still to gain on {value:.6g}: the maximum is "
-        "not attained or out of reach; are there nearly equal or opposite inputs with labels that do not agree?"
+        f"Newton's method stopped after {k + 1} steps with {decrement:.1e} still to gain on {value:.6g}: the maximum "
+        "is not attained or out of reach; are there nearly equal or opposite inputs with labels that do not agree?"
     )
 
 

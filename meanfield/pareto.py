@@ -36,7 +36,7 @@ def tail_shape(log_weights: Array) -> float:
 
 
 def _shape(excess: Array) -> float:
-    """Return the shape of a generalised Pareto law of sorted positive excesses, by the mean posterior [ZhangStephens09]."""
+    """Return the shape of a generalised Pareto law of sorted positive excesses, a posterior mean [ZhangStephens09]."""
     n = len(excess)
     count = 30 + int(n**0.5)
     quartile = excess[int(n / 4 + 0.5) - 1]

@@ -9,8 +9,8 @@ result is that of all copies together, its error comes from leaving out one copy
 points that is a standard error. For the two grids, of which one ends earlier, it is half their difference: about the
 error of a single one.
 
-Where an integrand is concentrated, nodes are drawn from N(0, C) and weighted by p0 / N(0, C). Weights are not divided by
-their sum: every average is unbiased.
+Where an integrand is concentrated, nodes are drawn from N(0, C) and weighted by p0 / N(0, C). Weights are not divided
+by their sum: every average is unbiased.
 
 Read next: `gibbs` and `teacher`, which integrate; `rejection` draws samples.
 """
@@ -190,7 +190,9 @@ def jackknife(function: Callable[..., Array], *means: Array, corrected: bool = F
     """
     copies = len(means[0])
     whole = np.asarray(function(*(mean.mean(axis=0) for mean in means)))
-    without = np.stack([function(*((mean.sum(axis=0) - mean[r]) / (copies - 1) for mean in means)) for r in range(copies)])
+    without = np.stack(
+        [function(*((mean.sum(axis=0) - mean[r]) / (copies - 1) for mean in means)) for r in range(copies)]
+    )
     centre = without.mean(axis=0)
     se = np.sqrt((copies - 1) / copies * ((without - centre) ** 2).sum(axis=0))
     return Average(copies * whole - (copies - 1) * centre if corrected else whole, se)
@@ -257,6 +259,24 @@ def hidden_layer(rule: Rule, activation: Activation, x: Array, kernel: Array | N
     size = 8 * rule.weights.size * len(x)
     kept = activation.value(rule.points @ x.T) if size <= parallel.memory() // 2 else None
     return HiddenLayer(rule, activation, x, kernel, kept)
+
+
+class Elsewhere(NamedTuple):
+    """Other inputs as the nodes see them: in the basis of the span (q, k), their lengths across it (q,), E h_i h_q."""
+
+    along: Array
+    width: Array
+    kernel: Array
+
+
+def elsewhere(activation: Activation, inputs: Array, others: Array) -> Elsewhere:
+    """Return what expectations at other inputs (q, d) need beside those at `inputs` (n, d). O((n + q)^2)."""
+    basis, _ = span(inputs)
+    along = others @ basis.T
+    rest = np.linalg.norm(others - along @ basis, axis=1)
+    width = np.where(rest > RANK * np.linalg.norm(others, axis=1), rest, 0.0)
+    n = len(inputs)
+    return Elsewhere(along, width, ntk.gram_parts(activation, np.concatenate([inputs, others]))[0][:n, n:])
 
 
 def smoothed(activation: Activation, w: Array, width: Array) -> Array:

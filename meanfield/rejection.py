@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 HEADROOM = math.log(2.0)  # of the bound above the largest w that was seen
 BATCH = 1 << 14  # proposals at a time
 MOST_PROPOSALS = 1 << 26
+AFTER = MOST_PROPOSALS // BATCH  # the first step that proposals leave free
 PILOT = 16  # batches after which a hopeless draw is given up
 PROPOSAL_BLOCK = 1  # coordinate block from which proposals begin; the uniforms of the same counters are block 0
 
@@ -66,10 +67,11 @@ def _attempt(
     """Return samples, the share accepted and the largest w; it ends early where that exceeds the limit."""
     taken: list[Array] = []
     count = 0
-    for batch in range(MOST_PROPOSALS // BATCH):
-        proposals = normals(
-            seed, Stream.SAMPLE, step=batch, count=BATCH, width=len(scale), first_block=PROPOSAL_BLOCK
-        ) @ scale.T
+    for batch in range(AFTER):
+        proposals = (
+            normals(seed, Stream.SAMPLE, step=batch, count=BATCH, width=len(scale), first_block=PROPOSAL_BLOCK)
+            @ scale.T
+        )
         w = log_ratio(proposals)
         if w.max() > limit:
             return proposals, 0.0, float(w.max())
@@ -87,11 +89,16 @@ def _attempt(
     )
 
 
-def normal_rows(seed: int, count: int, width: int) -> Array:
-    """Return standard normals (count, width) that no proposal uses."""
-    return normals(seed, Stream.SAMPLE, step=MOST_PROPOSALS // BATCH, count=count, width=width)
+def lifted(theta: Array, basis: Array, seed: int) -> Array:
+    """Return z (m, d + 1): theta (m, k) in the span of the rows of `basis` (k, d), standard normals in every other way.
+
+    No proposal uses these normals.
+    """
+    z = normals(seed, Stream.SAMPLE, step=AFTER, count=len(theta), width=basis.shape[1] + 1)
+    z[:, :-1] += (theta - z[:, :-1] @ basis.T) @ basis
+    return z
 
 
-def uniform_rows(seed: int, count: int) -> Array:
+def levels(seed: int, count: int) -> Array:
     """Return uniforms (count,) that no proposal uses."""
-    return uniforms(seed, Stream.SAMPLE, step=MOST_PROPOSALS // BATCH + 1, count=count)
+    return uniforms(seed, Stream.SAMPLE, step=AFTER + 1, count=count)

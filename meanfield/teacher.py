@@ -5,7 +5,7 @@
 Theorem 4.5 of [CCGZ20] asks for labels that such a law makes, with alpha = 1, and bounds the test error by its chi^2.
 The best one is rho = (mu + c . psi)_+, where (mu, c), n + 1 numbers, maximise the concave function
 
-    F = mu + c . y / alpha - E (mu + c . psi)_+^2 / 2 - 1/2,     2 F <= chi^2   everywhere, with equality at the maximum.
+    F = mu + c . y / alpha - E (mu + c . psi)_+^2 / 2 - 1/2,     2 F <= chi^2 everywhere, with equality at the maximum.
 
 Given theta, mu + c . psi = mu + g u is normal, g = c . h(w), s = mu / |g|, and u integrates out (phi, Phi: the normal
 density and distribution function):
@@ -13,8 +13,8 @@ density and distribution function):
     E_u (mu + g u)_- = |g| phi(s) - mu Phi(-s),      E_u u (mu + g u)_+ = g Phi(s),
     E_u (mu + g u)_-^2 = (mu^2 + g^2) Phi(-s) - mu |g| phi(s).
 
-Only the negative parts are integrated over theta, for E (mu + c . psi)^2 = mu^2 + c' K2 c is known: where the labels are
-small, chi^2 = y' K2^-1 y / alpha^2 to exponential accuracy, and that is a lower bound always.
+Only the negative parts are integrated over theta, for E (mu + c . psi)^2 = mu^2 + c' K2 c is known: where the labels
+are small, chi^2 = y' K2^-1 y / alpha^2 to exponential accuracy, and that is a lower bound always.
 
 (mu, c) is fitted on one draw of the nodes; what is reported, chi^2 and outputs of the law normalised to mass 1, is
 measured on another.
@@ -33,11 +33,10 @@ import numpy.typing as npt
 from meanfield import ntk
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate
-from meanfield.exponential_family import across
 from meanfield.inputs import checked as checked_data
 from meanfield.newton import maximise
-from meanfield.quadrature import Average, HiddenLayer, gaussian_rule, hidden_layer, jackknife, smoothed, span
-from meanfield.rejection import normal_rows, rejection, uniform_rows
+from meanfield.quadrature import Average, HiddenLayer, elsewhere, gaussian_rule, hidden_layer, jackknife, smoothed, span
+from meanfield.rejection import levels, lifted, rejection
 from meanfield.units import Unit
 
 Array = npt.NDArray[Any]
@@ -92,16 +91,14 @@ class Teacher:
 
     def predict(self, x: npt.ArrayLike) -> Average:
         """Return the outputs at other inputs x (q, d), each with its error, shape (q,): labels for test points."""
-        mine, others = (self.unit.inputs(np.atleast_2d(np.asarray(a, dtype=np.float64))) for a in (self.x, x))
-        along, width = across(mine, others)
-        n, c = len(mine), self.coefficients
-        crossed = ntk.gram_parts(self.unit.h, np.concatenate([mine, others]))[0][:n, n:]
+        h, c = self.unit.h, self.coefficients
+        there = elsewhere(h, self._inputs, self.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64))))
 
-        def block(points: Array, h: Array, weights: Array) -> tuple[Array]:
-            g = h @ c
-            return ((weights * g * _tails(self.mu, g)[2]) @ smoothed(self.unit.h, points @ along.T, width),)
+        def block(points: Array, hidden: Array, weights: Array) -> tuple[Array]:
+            g = hidden @ c
+            return ((weights * g * _tails(self.mu, g)[2]) @ smoothed(h, points @ there.along.T, there.width),)
 
-        slope = c @ crossed - self.layer.averages(block)[0]
+        slope = c @ there.kernel - self.layer.averages(block)[0]
         return jackknife(lambda m, s: self.alpha * s / m, self._averages[0], slope)
 
     def log_density_ratio(self, z: Array) -> Array:
@@ -113,17 +110,18 @@ class Teacher:
         return out
 
     def sample(self, m: int, seed: int = 0) -> Array:
-        """Return m independent samples z (m, D), a function of the seed; see `rejection.rejection` for what may fail."""
+        """Return m independent samples z (m, D), a function of the seed; `rejection.rejection` says what may fail."""
         basis, x = span(self._inputs)
 
         def log_ratio(points: Array, h: Array | None = None) -> Array:
             h = self.unit.h.value(points @ x.T) if h is None else h
             return np.log(np.maximum(_mass(self.mu, h @ self.coefficients), np.finfo(np.float64).tiny))
 
-        theta, _ = rejection(log_ratio, np.eye(len(basis)), m, seed=seed, bound=float(self.layer.at_nodes(log_ratio).max()))
-        z = normal_rows(seed, m, basis.shape[1] + 1)
-        z[:, :-1] += (theta - z[:, :-1] @ basis.T) @ basis
-        z[:, -1] = _outer(self.mu, self.unit.h.value(theta @ x.T) @ self.coefficients, uniform_rows(seed, m))
+        theta, _ = rejection(
+            log_ratio, np.eye(len(basis)), m, seed=seed, bound=float(self.layer.at_nodes(log_ratio).max())
+        )
+        z = lifted(theta, basis, seed)
+        z[:, -1] = _outer(self.mu, self.unit.h.value(theta @ x.T) @ self.coefficients, levels(seed, m))
         return z
 
     @property
@@ -172,8 +170,7 @@ def least_chi_square(
 
     Notes
     -----
-    O(nodes n^2) a Newton step, of which there are about 10. Sources: [CCGZ20], Theorem 4.5, for the question; the dual is
-    that of a quadratic programme over a cone.
+    O(nodes n^2) a Newton step, of which there are about 10. The question is that of [CCGZ20], Theorem 4.5.
     """
     x, y = checked_data(x, y)
     if not (isinstance(alpha, int | float | np.number) and np.isfinite(alpha) and alpha > 0):
@@ -201,10 +198,8 @@ def _dual(layer: HiddenLayer, point: Array, target: Array) -> tuple[float, Array
     return value, np.concatenate([[1 - mass], target - slope]), -bend
 
 
-def _moments(
-    layer: HiddenLayer, mu: float, c: Array, *, curvature: bool = False
-) -> tuple[Array, Array, Array, Array]:
-    """Return E rho, E rho psi, E rho^2 and, if asked for, E 1{rho > 0} (1, psi)(1, psi)', a copy on every first axis."""
+def _moments(layer: HiddenLayer, mu: float, c: Array, *, curvature: bool = False) -> tuple[Array, Array, Array, Array]:
+    """Return E rho, E rho psi, E rho^2 and, if asked, E 1{rho > 0} (1, psi)(1, psi)'; copies on every first axis."""
     q = len(c) if curvature else 0
 
     def block(_: Array, h: Array, weights: Array) -> tuple[Array, ...]:

@@ -18,10 +18,11 @@ FLOORS = """
     0.04 identities generalisation
     0.06 aposteriori integrals
     0.1  account estimate progress signals fields parallel theory canvas readers inputs extrapolation markov counters
-    0.2  claims config schemes verdicts
+    0.15 pareto
+    0.2  claims config schemes verdicts newton
     1    units noise moments interactions
     1.05 gram
-    1.1  backends
+    1.1  backends rejection
     1.2  assignment concave nulls slices
     2    cloud datasets transport entropy tilts readings directions
     2.1  donsker potentials panels distances families
@@ -29,13 +30,13 @@ FLOORS = """
     2.25 products
     2.3  spectrum regression
     3    objectives ntk
-    3.1  risk
-    3.2  linearised minibatch
+    3.1  risk quadrature
+    3.2  linearised minibatch exponential_family
     3.3  accounting
     3.4  steps solution
     3.5  hermite finite_volumes quantiles
     3.6  monge
-    4    flow fokker_planck
+    4    flow fokker_planck gibbs teacher complexity closures
     5    observables store
     5.1  bounds increments results
     5.15 rates
