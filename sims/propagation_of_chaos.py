@@ -19,7 +19,7 @@ from meanfield.estimate import Estimate, mean_estimate
 
 TITLE = "Distance of paths and outputs to the limit against m, plain and centred; outputs extrapolated to m = infinity"
 STATEMENT = "Proposition 3.1"
-MINUTES = 4
+MINUTES = 5
 
 LAM, END, STEPS = 0.1, 2.0, 30
 FOLLOWED = 64  # particles whose paths are compared: those of the smallest cloud

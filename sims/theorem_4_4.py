@@ -24,7 +24,7 @@ from meanfield.observables import cross_product
 
 TITLE = "Loss, distances and tangent kernel against their bounds; travel of particles and of their law; rate and floor"
 STATEMENT = "Theorem 4.4, Lemmas 5.1 to 5.4"
-MINUTES = 4
+MINUTES = 5
 
 N, D_INPUT, DIMENSION = 6, 5, 6
 LAM, END = 0.2, 10.0
