@@ -65,7 +65,7 @@ class _Constants:
         self.sign, self.shift = np.array(1 << bits - 1, unsigned), np.array(1, unsigned)
 
 
-_CONSTANTS = {kind: _Constants(kind) for kind in PRECISIONS}
+_CONSTANTS = {np.dtype(kind): _Constants(np.dtype(kind)) for kind in (np.float64, np.float32)}
 _ONE_BITS = np.array(0x3FF0000000000000, np.uint64)  # of 1.0; a double in [1, 2) is 0x3FF followed by its fraction
 _TWELVE, _TEN, _HALF_WORD = (np.array(shift, np.uint64) for shift in (12, 10, 32))
 _ANGLE_BITS, _ANGLE_BITS_SINGLE = np.array((1 << 52) - 4, np.uint64), np.array((1 << 30) - 1, np.uint32)

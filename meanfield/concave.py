@@ -33,15 +33,7 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
     a = np.zeros(table.shape[1]) if start is None else start
 
     def state(a: Array) -> tuple[float, Array, Array, Array]:
-        g = (table @ a.astype(table.dtype)).astype(np.float64)
-        q = 0.5 * g * g if squared else g
-        top = float(q.max())
-        weights = np.exp(q - top)
-        total = float(weights.sum())
-        weights /= total
-        slope = g[:, None].astype(table.dtype) * table if squared else table
-        mean = weights.astype(table.dtype) @ slope
-        return float(a @ push) - top - math.log(total / len(g)), push - mean, weights.astype(table.dtype), slope
+        return _state(a, push, table, squared)
 
     value, gradient, weights, slope = state(a)
     converged = False
@@ -72,3 +64,16 @@ def maximised(push: Array, table: Array, squared: bool, start: Array | None) -> 
             "fields."
         )
     return a
+
+
+def _state(a: Array, push: Array, table: Array, squared: bool) -> tuple[float, Array, Array, Array]:
+    """Return value and gradient at a, the shares of the samples, and their slopes."""
+    g = (table @ a.astype(table.dtype)).astype(np.float64)
+    q = 0.5 * g * g if squared else g
+    top = float(q.max())
+    weights = np.exp(q - top)
+    total = float(weights.sum())
+    weights /= total
+    slope = g[:, None].astype(table.dtype) * table if squared else table
+    mean = weights.astype(table.dtype) @ slope
+    return float(a @ push) - top - math.log(total / len(g)), push - mean, weights.astype(table.dtype), slope

@@ -48,14 +48,16 @@ def philox(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uint32]
     words = np.asarray(counter, dtype=np.uint64)
     low, high = (int(word) for word in np.asarray(key, dtype=np.uint64))
     even, odd = words[0::2] << _32 | words[1::2]
-    _rounds(even, odd, *np.empty_like(words[:2]), _keyed(round_keys(high << 32 | low)), ROUNDS)
+    first, second = np.empty_like(words[:2])
+    _rounds(even, odd, first, second, _keyed(round_keys(high << 32 | low)), ROUNDS)
     return np.stack([even >> _32, even, odd >> _32, odd]).astype(np.uint32)
 
 
 def round_keys(seed: int) -> Array:
     """Return the key of every round, low word first, shape (ROUNDS, 2, 1)."""
     halves = seed & 0xFFFFFFFF, seed >> 32
-    pairs = [[half + i * by & 0xFFFFFFFF for half, by in zip(halves, KEY_INCREMENTS, strict=True)] for i in range(ROUNDS)]
+    steps = list(zip(halves, KEY_INCREMENTS, strict=True))
+    pairs = [[half + i * by & 0xFFFFFFFF for half, by in steps] for i in range(ROUNDS)]
     return np.array(pairs, dtype=np.uint64)[:, :, None]
 
 
@@ -93,7 +95,7 @@ def chunks(
             )
             work = _own.array("words", (ARRAYS, len(p) * len(b)), np.uint64)
             _rectangle(p, b, step, last, first_keys, work[0], work[1])
-            _rounds(*work[:4], rest, ROUNDS - 3)
+            _rounds(work[0], work[1], work[2], work[3], rest, ROUNDS - 3)
             yield rows, columns, work
 
 

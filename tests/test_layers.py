@@ -17,9 +17,8 @@ FLOORS = """
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs extrapolation markov counters
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs
     0.12 extrapolation markov counters pareto
-    0.15 pareto
     0.2  claims config schemes verdicts newton
     1    units noise moments interactions
     1.05 gram

@@ -15,14 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meanfield import counters, noise, parallel
-from meanfield.backends import Backend, Motion, Particles, blocks, reference
-from meanfield.noise import Stream
+from meanfield import counters, parallel
+from meanfield.backends import Motion, Particles, blocks, reference
+from meanfield.dyadic import DyadicSum
 from meanfield.units import Activation
 from meanfield.workspace import WorkSpace, lent
 
 Array = np.ndarray
 KEEP_SHARE = 0.5  # of the memory budget may hold activations between predicting and moving
+# A thread takes at least so many (particle, sample) pairs at a time: less is not worth waking it.
+GROUP = 1 << 18
+GROUPS = 16  # for each thread, at most
 _own = WorkSpace()
 
 
@@ -58,6 +61,7 @@ def keeps(activation: Activation, n: int, m: int, dtype: np.dtype) -> bool:
     return able and n * m * dtype.itemsize <= KEEP_SHARE * parallel.memory()
 
 
+@parallel.serial_blas
 def predict(activation: Activation, x: Array, z: Array, weights: Array | None = None) -> Array:
     """Return sum_j w_j psi_i(z_j), shape (n,). O(n d) a particle."""
     return _predict(_layer(activation, x, z), z, weights, None)
@@ -69,15 +73,32 @@ def _layer(activation: Activation, x: Array, z: Array) -> Layer:
 
 def _predict(layer: Layer, z: Array, weights: Array | None, kept: Array | None) -> Array:
     """Return what `predict` does, leaving h in `kept`, shape (m, n)."""
+    n, m = layer.x.shape[1], len(z)
+    size = parallel.block_size(n)
 
-    def part_sum(part: slice) -> Array:
+    def block_sum(part: slice) -> Array:
         block = z[part]
-        mass = blocks.masses(weights, part, len(z), z.dtype) * block[:, -1]
+        mass = blocks.masses(weights, part, m, z.dtype) * block[:, -1]
         return (mass @ layer.values(block, None if kept is None else kept[part])).astype(np.float64)
 
-    return parallel.sum_blocks(part_sum, len(z), parallel.block_size(layer.x.shape[1]))
+    def group_sum(group: slice) -> Array:
+        total = DyadicSum()
+        for part in parallel.blocks(group.stop - group.start, size):
+            total.add(block_sum(slice(group.start + part.start, group.start + part.stop)))
+        return total.total()
+
+    return parallel.sum_groups(group_sum, m, size * _blocks(m, n))
 
 
+def _blocks(m: int, n: int) -> int:
+    """Return how many blocks a thread predicts at a time, a power of two: then sums have the same tree for any."""
+    count, size = 1, parallel.block_size(n)
+    while count * size * n < GROUP or m > count * size * GROUPS * parallel.threads():
+        count *= 2
+    return count
+
+
+@parallel.serial_blas
 def move(
     activation: Activation,
     x: Array,
@@ -93,7 +114,6 @@ def move(
     return _move(_layer(activation, x, z), z, far, c, motion, train, out, None)
 
 
-@parallel.serial_blas
 def _move(
     layer: Layer, z: Array, far: Array | None, c: Array, motion: Motion, train: str, out: Particles | None,
     kept: Array | None,
@@ -119,8 +139,9 @@ def _move(
 def _group(z: Array, n: int) -> int:
     """Return how many particles a thread takes at a time, whole blocks; no number depends on it."""
     m, block = len(z), parallel.block_size(n)
-    most = max(block, counters.CHUNK * 16 // (z.shape[1] * z.dtype.itemsize))
-    share = -(-m // (parallel.threads() * -(-m // (parallel.threads() * most))))
+    most = counters.CHUNK * 16 // (z.shape[1] * z.dtype.itemsize)
+    rounds = -(-m // (parallel.threads() * most))  # every thread gets as many groups
+    share = max(-(-m // (parallel.threads() * rounds)), GROUP // n)
     return -(-share // block) * block
 
 
