@@ -64,7 +64,7 @@ def _shares(data: Any) -> tuple[Array, Array, Array]:
     """Return each replicate's share of the unbiased loss, of B and of S, arrays of shape (R, K)."""
     r = data.prediction.values - data.label.values
     rest = (r.sum(0) - r) / (len(r) - 1)
-    return (r * rest).mean(-1), data.drift_square.values, data.entropy_source.values
+    return (r * rest).mean(-1), data.drift_square.values, data.entropy_input.values
 
 
 def _not_judged(data: Any, name: str, text: str, *needed: str) -> Verdict | None:
@@ -82,7 +82,7 @@ def _not_judged(data: Any, name: str, text: str, *needed: str) -> Verdict | None
 def i2(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge (I2): the loss changes by the integral of -B + lam S."""
     name, text = "(I2) loss", "|L(t) - L(0) - int_0^t (-B + lam S)| <= what the rule of integration may be off by"
-    verdict = _not_judged(data, name, text, "prediction", "label", "drift_square", "entropy_source")
+    verdict = _not_judged(data, name, text, "prediction", "label", "drift_square", "entropy_input")
     if verdict:
         return [verdict]
     loss, b, s = _shares(data)
@@ -116,14 +116,14 @@ def i3(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge (I3): between any two bounds KL grows by no more than its source, less what log-Sobolev takes."""
     name = "(I3) entropy"
     text = "KL lower(t) <= e^(-2 lam (t-s)) KL upper(s) + int_s^t e^(-2 lam (t-q)) S(q) dq for all s < t"
-    needed = ("entropy_source", "kl_lower", "kl_upper")
+    needed = ("entropy_input", "kl_lower", "kl_upper")
     verdict = _not_judged(data, name, text, *needed)
     if verdict:
         return [verdict]
     lam, rate = float(data.attrs["lam"]), float(data.attrs["lam"]) * float(data.attrs.get("decay", 1))
     if lam <= 0 or rate <= 0:
         return [Verdict(name, text, NOT_APPLICABLE, note="it needs lam > 0 and a prior")]
-    made, slack = integrals.entropy_bound(data.time.values, data.entropy_source.values, rate)
+    made, slack = integrals.entropy_bound(data.time.values, data.entropy_input.values, rate)
     return [_over_pairs(data, name, text, "kl", made, slack.mean(0), rate)]
 
 
@@ -154,11 +154,11 @@ def i4(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge (I4): between any two bounds the free energy falls by at least the integral of (B - lam S)^2 / B."""
     name = "(I4) dissipation"
     text = "Q lower(t) <= Q upper(s) - int_s^t (B - lam S)^2 / B for all s < t"
-    verdict = _not_judged(data, name, text, "drift_square", "entropy_source", "energy_lower", "energy_upper")
+    verdict = _not_judged(data, name, text, "drift_square", "entropy_input", "energy_lower", "energy_upper")
     if verdict:
         return [verdict]
     lam, count = float(data.attrs["lam"]), int(data.sizes["replicate"])
-    b, s = data.drift_square.values, data.entropy_source.values
+    b, s = data.drift_square.values, data.entropy_input.values
     factor = student_factor(count) if count > 2 else math.inf
     (work, work_error), (fall, fall_error) = jackknife(b), jackknife(b - lam * s)
     if not math.isfinite(factor):

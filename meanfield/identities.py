@@ -36,7 +36,7 @@ def drift_square(H: ArrayLike, r: ArrayLike, *, alpha: float) -> float:
     return 4 * alpha**2 / len(r) ** 2 * float(r @ H @ r)
 
 
-def entropy_source(r: ArrayLike, e: ArrayLike, *, alpha: float) -> float:
+def entropy_input(r: ArrayLike, e: ArrayLike, *, alpha: float) -> float:
     """Return S = (2 alpha / n) r . e = E_p[b . grad log(p / p0)], what feeds the relative entropy in (I3)."""
     r, e = np.asarray(r, dtype=np.float64), np.asarray(e, dtype=np.float64)
     return 2 * alpha / len(r) * float(r @ e)

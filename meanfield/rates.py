@@ -1,6 +1,6 @@
 """Observables that the identities (I2) to (I4), the Gram matrices and the reference are checked by.
 
-`drift_square` and `entropy_source` are the B and S of (I2): products of a residual of one replicate with a mean over
+`drift_square` and `entropy_input` are the B and S of (I2): products of a residual of one replicate with a mean over
 another, so that their expectation has no bias from sampling, for any number of particles (d E r = E[-kappa H r +
 alpha lam e] dt holds exactly for each). Their mean over replicates is the estimate; its standard error is that of the
 jackknife, for each replicate stands in all pairs that it is part of (`balances.jackknife`).
@@ -70,7 +70,7 @@ def drift_square(clouds: Sequence[Cloud], flow: Flow) -> Array:
     "S = (2 alpha / n) r . e without bias, the source of relative entropy", unit="1 / time",
     dims=("replicate",), pooled=True,
 )  # fmt: skip
-def entropy_source(clouds: Sequence[Cloud], flow: Flow) -> Array:
+def entropy_input(clouds: Sequence[Cloud], flow: Flow) -> Array:
     """Return each replicate's share of S, from products across replicates; shape (R,)."""
     risk = _limit_law(clouds, flow)
     if not steps.smooth(flow.dynamics):

@@ -60,8 +60,8 @@ from meanfield.generalisation import zero_one_bound as zero_one_bound
 from meanfield.identities import dissipation as dissipation
 from meanfield.identities import distance_rate as distance_rate
 from meanfield.identities import drift_square as drift_square
+from meanfield.identities import entropy_input as entropy_input
 from meanfield.identities import entropy_rate as entropy_rate
-from meanfield.identities import entropy_source as entropy_source
 from meanfield.identities import kappa as kappa
 from meanfield.identities import loss_rate as loss_rate
 from meanfield.identities import prediction_rate as prediction_rate

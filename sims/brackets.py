@@ -167,7 +167,7 @@ def _w2(point: dict) -> dict:
 def _kl(point: dict) -> dict:
     risk = problem(point["D"], point["alpha"])
     flow = mf.Flow(risk, lam=LAM, scheme="kernel", eta=quadratic(point["end"], 80))
-    run = _run(point, flow, ["loss_unbiased", "entropy_source", "drift_rms", "kl_account"], 0)
+    run = _run(point, flow, ["loss_unbiased", "entropy_input", "drift_rms", "kl_account"], 0)
     truth = closures.gaussian_closure(risk, LAM, [point["end"]])
     return stored({"exact": float(truth.kl[-1])}, kl_estimates(run, flow))
 
@@ -177,7 +177,7 @@ def kl_estimates(run: mf.Run, flow: mf.Flow) -> dict[str, Estimate]:
     clouds, data, lam = run.clouds, run.data, flow.lam
     pairs = bounds.standardised(clouds, flow)
     t = data.time.values
-    sobolev = theory.entropy_bound(t, data.entropy_source.values, lam)[0][:, -1]
+    sobolev = theory.entropy_bound(t, data.entropy_input.values, lam)[0][:, -1]
     lost = (data.loss_unbiased.values[0] - data.loss_unbiased.values[-1]) / lam
     return {
         "lower": bounds.kl_lower(clouds, flow),

@@ -37,7 +37,7 @@ def test_rates_against_differences(t):
     def difference(k):
         return (after[k] - before[k]) / (2 * h)
 
-    B, S = theory.drift_square(H, r, alpha=p.alpha), theory.entropy_source(r, e, alpha=p.alpha)
+    B, S = theory.drift_square(H, r, alpha=p.alpha), theory.entropy_input(r, e, alpha=p.alpha)
     assert pytest.approx(b, rel=1e-10) == B
     np.testing.assert_allclose(theory.prediction_rate(H, r, e, alpha=p.alpha, lam=p.lam), difference(0), atol=1e-6)
     assert theory.loss_rate(B, S, p.lam) == pytest.approx(difference(2), abs=1e-6)
@@ -96,7 +96,7 @@ def test_entropy_bound_of_a_constant_source():
 def test_entropy_bound_holds_and_is_no_formality():
     times = 3 * np.linspace(0, 1, 201) ** 2
     rows = quantities(times)
-    S = np.array([theory.entropy_source(r[1], r[4], alpha=PROBLEM.alpha) for r in rows])
+    S = np.array([theory.entropy_input(r[1], r[4], alpha=PROBLEM.alpha) for r in rows])
     KL = np.array([r[5] for r in rows])
     bound, slack = theory.entropy_bound(times, S, PROBLEM.lam)
     assert np.all(bound + slack >= KL) and np.all(bound[10:] <= 1.02 * KL[10:] * (1 + 2 * PROBLEM.lam * times[10:]))

@@ -10,7 +10,7 @@ from meanfield.backends import blocks
 from meanfield.simulate import simulate
 from meanfield.verify import verify
 
-NAMES = [*small.CHEAP, "generator_rms", "drift_square", "entropy_source", "reference_travelled",
+NAMES = [*small.CHEAP, "generator_rms", "drift_square", "entropy_input", "reference_travelled",
          "reference_travelled_se", "reference_overlap", "reference_overlap_se", "reference_variance", "kick_fault",
          "gram_defect", "gram_start_score", "kl_upper", "ntk_eigenvalue_min"]  # fmt: skip
 

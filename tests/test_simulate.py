@@ -155,7 +155,7 @@ SCHEMA = {
     **dict.fromkeys(
         ("loss", "residual_defect", "residual_defect_se", "second_moment", "drift_rms", "travelled", "kl_account",
          "generator_rms", "coupled_distance", "coupling_defect", "noise_variance", "noise_variance_se", "noise_mean",
-         "noise_state_correlation", "noise_kurtosis", "drift_square", "entropy_source", "reference_travelled",
+         "noise_state_correlation", "noise_kurtosis", "drift_square", "entropy_input", "reference_travelled",
          "reference_travelled_se", "reference_overlap", "reference_overlap_se",
          "reference_variance", "kick_fault"), ("replicate", "time")),
     "loss_unbiased": ("time",), "eta": ("time",), "prediction": ("replicate", "time", "sample"), "label": ("sample",),
