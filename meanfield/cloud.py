@@ -14,12 +14,14 @@ import numpy as np
 
 from meanfield import backends, noise, parallel
 from meanfield.account import Account
-from meanfield.errors import InputError
+from meanfield.errors import DivergedError, InputError
 from meanfield.noise import Stream
 from meanfield.units import Unit
 
 Array = np.ndarray
 DTYPES = {"float64": np.float64, "float32": np.float32}
+# Numbers looked at together when a cloud is checked: a block of them stays in a cache.
+BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,36 @@ def normalised(weights: Array, m: int) -> Array:
     w /= w.sum()
     w.flags.writeable = False  # so that a device may keep its copy
     return w
+
+
+def finite(z: Array) -> bool:
+    """Return whether all numbers of an array are finite (and their sums are); no array is made for it."""
+    with np.errstate(all="ignore"):
+        rows = 1 + BLOCK // z.shape[1]
+        return bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+
+
+def demand_finite(cloud: Cloud) -> None:
+    """Raise DivergedError if particles or their reference are not finite."""
+    for what, z in (("particles", cloud.z), ("the particles of the reference", cloud.reference)):
+        if z is not None and not finite(z):
+            raise DivergedError(
+                f"{what} hold NaN or infinity at step {cloud.step} (time {cloud.time:.6g}): nothing can be measured of "
+                "them; go back to a cloud before, and take a smaller eta if steps brought it there"
+            )
+
+
+def demand_values(array: Array, what: str) -> Array:
+    """Return what was measured of a cloud; raise DivergedError if it is not finite.
+
+    Of a Gram matrix the diagonal is looked at: |H_ij|^2 <= H_ii H_jj.
+    """
+    if not np.isfinite(np.diagonal(array) if array.ndim == 2 else array).all():
+        raise DivergedError(
+            f"{what} is not finite: particles hold NaN or infinity, or are too large for their dtype; go back to a "
+            "cloud before, and take a smaller eta if steps brought it there"
+        )
+    return array
 
 
 def _draw(cloud: Cloud) -> Array:

@@ -17,7 +17,7 @@ from meanfield.backends import Moved
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError
 from meanfield.objectives import Objective, Tangent
-from meanfield.risk import Risk
+from meanfield.risk import Risk, eigen
 
 Array = np.ndarray
 
@@ -131,7 +131,7 @@ class Linearised(Objective):
         key = (train, cloud.m, weights)
         if key not in self._grams:
             frozen = cloud.replace(z=self._centre(cloud), reference=None)
-            self._grams[key] = self.risk.measure(frozen, train).gram
+            self._grams[key] = self.risk.gram(frozen, train)
         return self._grams[key]
 
     def tangent(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Tangent:
@@ -147,8 +147,7 @@ class Linearised(Objective):
     def spectrum(self, cloud: Cloud, train: str, curvature: Array) -> tuple[Array, Array]:
         """Return eigenvalues and eigenvectors of D^1/2 H D^1/2, D = diag(curvature)."""
         root = np.sqrt(curvature)
-        values, vectors = np.linalg.eigh(root[:, None] * self._gram(cloud, train) * root)
-        return values, vectors
+        return eigen(root[:, None] * self._gram(cloud, train) * root)
 
     def stiffness(self, cloud: Cloud, train: str = "both") -> float:
         """Return kappa max(dr/df) lambda_max(H)."""

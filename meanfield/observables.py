@@ -4,6 +4,7 @@ To add one, write a function here and decorate it with `observable`; the loop, t
 In a script any function of (cloud, flow) works in a `Record`. `bounds` holds the costly ones, taken at bound times.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from meanfield import ntk, parallel, steps
-from meanfield.cloud import Cloud
+from meanfield.cloud import Cloud, demand_finite
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.flow import Flow
 from meanfield.risk import Risk
@@ -72,12 +73,19 @@ def remembered(key: Any, name: str, make: Callable[[], Any]) -> Any:
 
 
 def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -> Callable[[Callable], Callable]:
-    """Register the decorated function as an observable of its own name."""
+    """Register the decorated function as an observable of its own name, which refuses clouds that are not finite."""
 
     def register(function: Callable) -> Callable:
         name = function.__name__
-        OBSERVABLES[name] = Observable(name, function, unit=unit, text=text, zero=zero, **options)
-        return function
+
+        @functools.wraps(function)
+        def checked(clouds: Any, flow: Flow) -> Any:
+            for cloud in (clouds,) if isinstance(clouds, Cloud) else clouds:
+                remembered(cloud, "finite", lambda cloud=cloud: demand_finite(cloud))
+            return function(clouds, flow)
+
+        OBSERVABLES[name] = Observable(name, checked, unit=unit, text=text, zero=zero, **options)
+        return checked
 
     return register
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from meanfield import backends, ntk
 from meanfield.backends import Measurement, Motion, Moved, Particles
-from meanfield.cloud import Cloud, Kernel
+from meanfield.cloud import Cloud, Kernel, demand_values
 from meanfield.errors import InputError, did_you_mean
 from meanfield.objectives import Objective, Tangent
 from meanfield.units import Unit
@@ -261,7 +261,7 @@ class Risk(Objective):
             return held.gram
         gram = self.measure(cloud, train).gram
         assert gram is not None
-        return gram
+        return demand_values(gram, f"the Gram matrix of the cloud at step {cloud.step}")
 
     def measured_gram(self, cloud: Cloud, train: str = "both") -> Array | None:
         """Return the cloud's own H if it has been measured already, else None."""
@@ -280,7 +280,7 @@ class Risk(Objective):
             root = np.sqrt(curvature)
             spectra, key = self._spectra, id(gram)
             alive = weakref.ref(gram, lambda _: spectra.pop(key, None))
-            values, vectors = np.linalg.eigh(root[:, None] * gram * root)
+            values, vectors = eigen(root[:, None] * gram * root)
             found = (alive, curvature, (values, vectors))
             self._spectra[id(gram)] = found
         return found[2]
@@ -360,6 +360,12 @@ class Risk(Objective):
         if midpoint:
             return self.engine(cloud.m).midpoint_kick(*arguments, **options)
         return self.engine(cloud.m).kick(*arguments, **{k: v for k, v in options.items() if k != "variance"})
+
+
+def eigen(matrix: Array) -> tuple[Array, Array]:
+    """Return eigenvalues and eigenvectors of a cloud's D^1/2 H D^1/2; DivergedError if it is not finite."""
+    values, vectors = np.linalg.eigh(demand_values(matrix, "the Gram matrix"))
+    return values, vectors
 
 
 def _check(risk: Risk) -> None:

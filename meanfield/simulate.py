@@ -309,11 +309,11 @@ class _Loop:
         """Turn what cannot be computed any more into a divergence; of the start it is bad input."""
         try:
             yield
-        except DivergedError:
-            raise
         except (InputError, ArithmeticError, np.linalg.LinAlgError) as error:
             if not begun:
                 raise InputError(f"the start cannot be measured: {error}") from error
+            if isinstance(error, DivergedError):
+                raise
             what = "" if isinstance(error, InputError) else "the numbers broke down, "
             raise DivergedError(f"stopped after time {self.state.time:.6g}: {what}{error}") from error
 

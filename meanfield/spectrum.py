@@ -42,16 +42,21 @@ class Eigenvalue(NamedTuple):
 
 
 def largest_eigenvalue(gram: Array) -> float:
-    """Return lambda_max of a symmetric matrix. O(n^3)."""
-    return float(np.linalg.eigvalsh(gram)[-1])
+    """Return lambda_max of a symmetric matrix; refuse one that is not finite. O(n^3)."""
+    return float(np.linalg.eigvalsh(demand_finite(gram))[-1])
 
 
 def eigenvalue_range(gram: Array) -> tuple[float, float]:
     """Return (lambda_min, lambda_max) of a symmetric matrix; refuse one that is not finite. O(n^3)."""
+    values = np.linalg.eigvalsh(demand_finite(gram))
+    return float(values[0]), float(values[-1])
+
+
+def demand_finite(gram: Array) -> Array:
+    """Return the matrix; refuse one that holds NaN or infinity, of which numpy says that nothing converged."""
     if not np.isfinite(gram).all():
         raise InputError("the Gram matrix holds NaN or infinity")
-    values = np.linalg.eigvalsh(gram)
-    return float(values[0]), float(values[-1])
+    return gram
 
 
 def smallest(gram: Array) -> Eigenvalue:

@@ -15,7 +15,7 @@ from meanfield.accounting import smooth as smooth
 from meanfield.accounting import trained as trained
 from meanfield.accounting import unaccountable as unaccountable
 from meanfield.backends import Motion
-from meanfield.cloud import Cloud, Kernel, cloud_noise
+from meanfield.cloud import Cloud, Kernel, cloud_noise, demand_values, finite
 from meanfield.errors import DivergedError, InputError
 from meanfield.minibatch import Minibatch
 from meanfield.noise import Stream
@@ -23,8 +23,6 @@ from meanfield.risk import Risk
 from meanfield.schemes import Plan, mean_residual, plan
 
 Array = np.ndarray
-# Numbers looked at together when a cloud is checked: a block of them stays in a cache.
-BLOCK = 1 << 18
 
 
 def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False) -> Cloud:
@@ -56,13 +54,6 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False)
             f"particles are not finite after step {done.step} (time {done.time:.6g}, eta {eta:.3g}); take a smaller eta"
         )
     return done
-
-
-def finite(z: Array) -> bool:
-    """Return whether all numbers of an array are finite (and their sums are); no array is made for it."""
-    with np.errstate(all="ignore"):
-        rows = 1 + BLOCK // z.shape[1]
-        return bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
 
 
 def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donated: bool) -> Cloud:
@@ -119,18 +110,24 @@ def _in_parts(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
 
 
 def drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array | None:
-    """Return the residual that drives the step's kicks: J for the kernel schemes, r for the explicit ones."""
+    """Return the residual that drives the step's kicks: J for the kernel schemes, r for the explicit ones.
+
+    Raises
+    ------
+    DivergedError
+        If it is not finite.
+    """
     objective, train = dynamics.objective, dynamics.train
     if isinstance(objective, Minibatch) and not dynamics.scheme.explicit:
         raise InputError(f"scheme '{dynamics.scheme.name}' would solve each batch to its end; take 'euler'")
     if isinstance(objective, Minibatch):
-        return objective.residual(cloud) if dynamics.account else None
+        return _finite(objective.residual(cloud), cloud) if dynamics.account else None
     if dynamics.scheme.explicit:
         if objective.network is None:
             return None
         if dynamics.account:
             objective.network.measure(cloud, train, gram=False)
-        return objective.network.residual(objective.network.prediction(cloud))
+        return _finite(objective.network.residual(objective.network.prediction(cloud)), cloud)
     tangent = objective.tangent(cloud, train, dynamics.decay)
     if tangent is None:
         raise InputError(
@@ -149,7 +146,11 @@ def frozen_kernel(dynamics: Dynamics, cloud: Cloud, kernel: Cloud, eta: float) -
     curvature = objective.curvature(objective.prediction(cloud))  # type: ignore[attr-defined]
     spectrum = objective.spectrum(kernel, dynamics.train, curvature)  # type: ignore[attr-defined]
     alpha, kappa = objective.alpha, objective.kappa  # type: ignore[attr-defined]
-    return mean_residual(spectrum, residual, curvature, alpha * dynamics.lam * e, kappa, eta)
+    return _finite(mean_residual(spectrum, residual, curvature, alpha * dynamics.lam * e, kappa, eta), cloud)
+
+
+def _finite(residual: Array, cloud: Cloud) -> Array:
+    return demand_values(residual, f"the residual at step {cloud.step}")
 
 
 def _midpoint_drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
