@@ -3,6 +3,9 @@
 import threading
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 class DyadicSum:
     """A running sum over numbered blocks, combined as a fixed binary tree over the numbers.
@@ -28,6 +31,14 @@ class DyadicSum:
         while stack:
             value = _plus(stack.pop()[1], value)
         return value
+
+
+def tree_sum(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the sum over the first axis, in the tree of `DyadicSum`."""
+    while len(rows) > 1:
+        sums = rows[: len(rows) // 2 * 2 : 2] + rows[1::2]
+        rows = sums if len(rows) % 2 == 0 else np.concatenate([sums, rows[-1:]])
+    return rows[0]
 
 
 class Tree:

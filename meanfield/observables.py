@@ -81,7 +81,7 @@ def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -
         @functools.wraps(function)
         def checked(clouds: Any, flow: Flow) -> Any:
             for cloud in (clouds,) if isinstance(clouds, Cloud) else clouds:
-                remembered(cloud, "finite", lambda cloud=cloud: demand_finite(cloud))
+                remembered(cloud, "finite", functools.partial(demand_finite, cloud))
             return function(clouds, flow)
 
         OBSERVABLES[name] = Observable(name, checked, unit=unit, text=text, zero=zero, **options)

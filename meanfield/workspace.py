@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-LARGEST = 4 << 20  # bytes of an array that a thread keeps
+LARGEST = 8 << 20  # bytes of an array that a thread keeps
 
 Array = npt.NDArray[Any]
 

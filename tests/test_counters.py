@@ -37,3 +37,14 @@ def test_rectangles_of_counters_have_the_words_of_philox(monkeypatch):
         for rows, columns, work in counters.chunks(seed, step, last, (2**32 - 60, 60), (2**32 - 9, 9)):
             found[:, columns, rows] = work[:2].reshape(2, columns.stop - columns.start, -1)
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_tree_of_sums_of_rows_is_that_of_numbered_sums():
+    from meanfield.dyadic import DyadicSum, tree_sum
+
+    for count in range(1, 40):
+        rows = np.random.default_rng(count).standard_normal((count, 3))
+        total = DyadicSum()
+        for row in rows:
+            total.add(row)
+        np.testing.assert_array_equal(tree_sum(rows), total.total())

@@ -1,13 +1,13 @@
-"""The numpy backend: what `reference` defines, with steps made of few, large passes over arrays that are used again.
+"""The numpy backend: what `reference` defines, with steps made of few, long passes over arrays that are used again.
 
 `predict`, `move` and `descend` are the passes of a step without an account; the rest of the contract is `reference`'s
-own. A thread takes a group of blocks of particles: blocks are as large as its second-level cache likes for inner
-products and activations, a group is large enough that the noise of its particles is made in long passes (`counters`).
-The field comes from products with c_i x_i, so that a particle and a sample cost an inner product, an activation, and
-what forms h' and the two sums.
+own. Threads of Python wait for one another between numpy's calls, and a call of some microseconds is followed by a
+wait that is longer. So a thread takes groups of many blocks; their inner products are one call for a tile of blocks
+(a stack of matrices, each multiplied as if it were alone), their noise is made in the long passes of `counters`.
 
-Where h' is a function of h, predicting keeps h (an m x n array, within the memory budget) for the move that follows.
-Everything is worked in the order of `reference.measure`, so that predictions have the bits that it would give them.
+A field comes from products with c_i x_i, so that a particle and a sample cost an inner product, an activation, and
+what forms h' and the two sums. Where h' is a function of h, predicting keeps h (an m x n array, within the memory
+budget) for the move that follows. Sums have the order of `reference.measure`, so that predictions have its bits.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,13 @@ import numpy as np
 
 from meanfield import counters, parallel
 from meanfield.backends import Motion, Particles, blocks, reference
-from meanfield.dyadic import DyadicSum
+from meanfield.dyadic import tree_sum
 from meanfield.units import Activation
 from meanfield.workspace import WorkSpace, lent
 
 Array = np.ndarray
 KEEP_SHARE = 0.5  # of the memory budget may hold activations between predicting and moving
-# A thread takes at least so many (particle, sample) pairs at a time: less is not worth waking it.
-GROUP = 1 << 18
-GROUPS = 16  # for each thread, at most
+TILE = 1 << 21  # bytes of activations that are made at a time, and the least that is worth waking a thread
 _own = WorkSpace()
 
 
@@ -35,19 +33,42 @@ class Layer(NamedTuple):
     activation: Activation
     x: Array
 
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return int(self.x.shape[1])
+
+    @property
+    def block(self) -> int:
+        """The number of particles in a block."""
+        return parallel.block_size(self.n)
+
+    @property
+    def tile(self) -> int:
+        """The number of particles in a tile: a power of two of blocks, so that sums have the same tree for any."""
+        count = 1
+        while 2 * count * self.block * self.n * self.x.itemsize <= TILE:
+            count *= 2
+        return count * self.block
+
     def values(self, z: Array, out: Array | None = None) -> Array:
         """Return h of particles, shape (B, n); in `out` where the activation writes over its argument."""
         if out is None:
-            out = _own.array("h", (len(z), self.x.shape[1]), z.dtype)
-        return self.activation.value_over(np.matmul(z[:, :-1], self.x, out=out))
+            out = _own.array("h", (len(z), self.n), z.dtype)
+        return self.activation.value_over(self.inner(z, out))
+
+    def inner(self, z: Array, out: Array) -> Array:
+        """Write theta . x of particles into `out`, shape (B, n)."""
+        _blockwise(lambda theta, w: np.matmul(theta, self.x, out=w), self.block, z[:, :-1], out)
+        return out
 
     def pair(self, z: Array) -> tuple[Array, Array]:
         """Return h and h' of particles."""
         if self.activation.slope is not None:
             h = self.values(z)
             return h, self.slope(h)
-        w = _own.array("h", (len(z), self.x.shape[1]), z.dtype)
-        return self.activation.value_and_first(np.matmul(z[:, :-1], self.x, out=w))
+        w = _own.array("h", (len(z), self.n), z.dtype)
+        return self.activation.value_and_first(self.inner(z, w))
 
     def slope(self, h: Array) -> Array:
         """Return h' from h."""
@@ -73,29 +94,24 @@ def _layer(activation: Activation, x: Array, z: Array) -> Layer:
 
 def _predict(layer: Layer, z: Array, weights: Array | None, kept: Array | None) -> Array:
     """Return what `predict` does, leaving h in `kept`, shape (m, n)."""
-    n, m = layer.x.shape[1], len(z)
-    size = parallel.block_size(n)
 
-    def block_sum(part: slice) -> Array:
-        block = z[part]
-        mass = blocks.masses(weights, part, m, z.dtype) * block[:, -1]
-        return (mass @ layer.values(block, None if kept is None else kept[part])).astype(np.float64)
+    def tile_sum(tile: slice) -> Array:
+        h = layer.values(z[tile], None if kept is None else kept[tile])
+        mass = blocks.masses(weights, tile, len(z), z.dtype) * z[tile, -1]
+        sums: list[Array] = []
+        _blockwise(lambda v, h: sums.extend(np.matmul(v.swapaxes(1, 2), h)[:, 0]), layer.block, mass[:, None], h)
+        return tree_sum(np.array(sums, np.float64))
 
-    def group_sum(group: slice) -> Array:
-        total = DyadicSum()
-        for part in parallel.blocks(group.stop - group.start, size):
-            total.add(block_sum(slice(group.start + part.start, group.start + part.stop)))
-        return total.total()
-
-    return parallel.sum_groups(group_sum, m, size * _blocks(m, n))
+    return parallel.sum_groups(tile_sum, len(z), layer.tile)
 
 
-def _blocks(m: int, n: int) -> int:
-    """Return how many blocks a thread predicts at a time, a power of two: then sums have the same tree for any."""
-    count, size = 1, parallel.block_size(n)
-    while count * size * n < GROUP or m > count * size * GROUPS * parallel.threads():
-        count *= 2
-    return count
+def _blockwise(function: Callable[..., object], block: int, *arrays: Array) -> None:
+    """Call a function of arrays of shape (blocks, B, k) with all whole blocks at once, and with what is left."""
+    whole = len(arrays[0]) // block * block
+    if whole:
+        function(*(array[:whole].reshape(-1, block, array.shape[1]) for array in arrays))
+    if whole < len(arrays[0]):
+        function(*(array[None, whole:] for array in arrays))
 
 
 @parallel.serial_blas
@@ -132,17 +148,19 @@ def _move(
         _kick(layer, here, here, motion.after, back, c, train, None)
 
     # Backwards: of what was kept, the last blocks are still in a cache.
-    parallel.each_group(group, len(z), _group(z, layer.x.shape[1]), backwards=True)
+    parallel.each_group(group, len(z), _group(z, layer), backwards=True)
     return there, beyond
 
 
-def _group(z: Array, n: int) -> int:
-    """Return how many particles a thread takes at a time, whole blocks; no number depends on it."""
-    m, block = len(z), parallel.block_size(n)
-    most = counters.CHUNK * 16 // (z.shape[1] * z.dtype.itemsize)
-    rounds = -(-m // (parallel.threads() * most))  # every thread gets as many groups
-    share = max(-(-m // (parallel.threads() * rounds)), GROUP // n)
-    return -(-share // block) * block
+def _group(z: Array, layer: Layer) -> int:
+    """Return how many particles a thread takes at a time, whole tiles; no number depends on it.
+
+    Their noise is made in one go, and every thread gets as many groups, if there is work for all.
+    """
+    threads, row = parallel.threads(), z.shape[1] * z.dtype.itemsize
+    most = max(min(16 * counters.CHUNK, parallel.memory() // (16 * threads)) // row, 1)
+    rounds = -(-len(z) // (threads * most))
+    return -(-len(z) // (threads * rounds * layer.tile)) * layer.tile
 
 
 def _kick(
@@ -154,12 +172,12 @@ def _kick(
             out[...] = z
         return
     b = _own.array("b", z.shape, z.dtype)
-    for part in parallel.blocks(len(z), parallel.block_size(len(c))):
+    for part in parallel.blocks(len(z), layer.tile):
         h, slope = layer.pair(z[part]) if kept is None else (kept[part], layer.slope(kept[part]))
         if train != "u":
-            np.matmul(slope, back, out=b[part, :-1])
+            _blockwise(lambda a, out: np.matmul(a, back, out=out), layer.block, slope, b[part, :-1])
         if train != "theta":
-            np.matmul(h, c, out=b[part, -1])
+            _blockwise(lambda a, out: np.matmul(a, c[:, None], out=out), layer.block, h, b[part, -1:])
     columns = reference.columns(train)
     if train != "u":
         b[:, :-1] *= z[:, -1:]
