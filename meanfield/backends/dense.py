@@ -28,28 +28,16 @@ _own = WorkSpace()
 
 
 class Layer(NamedTuple):
-    """An activation and its inputs, x' in rows of its own: shape (d, n)."""
+    """An activation and its inputs, x' in rows of its own, shape (d, n); the particles of a block and of a tile.
+
+    A tile is a power of two of blocks, so that sums have the same tree for any.
+    """
 
     activation: Activation
     x: Array
-
-    @property
-    def n(self) -> int:
-        """The number of samples."""
-        return int(self.x.shape[1])
-
-    @property
-    def block(self) -> int:
-        """The number of particles in a block."""
-        return parallel.block_size(self.n)
-
-    @property
-    def tile(self) -> int:
-        """The number of particles in a tile: a power of two of blocks, so that sums have the same tree for any."""
-        count = 1
-        while 2 * count * self.block * self.n * self.x.itemsize <= TILE:
-            count *= 2
-        return count * self.block
+    n: int
+    block: int
+    tile: int
 
     def values(self, z: Array, out: Array | None = None) -> Array:
         """Return h of particles, shape (B, n); in `out` where the activation writes over its argument."""
@@ -89,7 +77,11 @@ def predict(activation: Activation, x: Array, z: Array, weights: Array | None = 
 
 
 def _layer(activation: Activation, x: Array, z: Array) -> Layer:
-    return Layer(activation, np.ascontiguousarray(x.T, z.dtype))
+    n = len(x)
+    block = tile = parallel.block_size(n)
+    while 2 * tile * n * z.dtype.itemsize <= TILE:
+        tile *= 2
+    return Layer(activation, np.ascontiguousarray(x.T, z.dtype), n, block, tile)
 
 
 def _predict(layer: Layer, z: Array, weights: Array | None, kept: Array | None) -> Array:
@@ -107,11 +99,12 @@ def _predict(layer: Layer, z: Array, weights: Array | None, kept: Array | None) 
 
 def _blockwise(function: Callable[..., object], block: int, *arrays: Array) -> None:
     """Call a function of arrays of shape (blocks, B, k) with all whole blocks at once, and with what is left."""
-    whole = len(arrays[0]) // block * block
+    rows = len(arrays[0])
+    whole = rows - rows % block
     if whole:
-        function(*(array[:whole].reshape(-1, block, array.shape[1]) for array in arrays))
-    if whole < len(arrays[0]):
-        function(*(array[None, whole:] for array in arrays))
+        function(*[array[:whole].reshape(-1, block, array.shape[1]) for array in arrays])
+    if whole < rows:
+        function(*[array[None, whole:] for array in arrays])
 
 
 @parallel.serial_blas
