@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield import donsker, entropy, families, intervals, noise, transport
+from meanfield import canvas, donsker, entropy, families, intervals, noise, transport
 from meanfield.claims import Claim, at_most
 from meanfield.estimate import student_factor
 from meanfield.network_families import Network
@@ -38,7 +38,7 @@ BOUNDS = {
     "donsker": "Donsker-Varadhan",
     "held_out": "the interval's held-out value",
 }
-COLOURS = ("C0", "C1", "C2")
+MARKS = (("o", canvas.BLUE), ("s", canvas.ORANGE), ("^", canvas.GREEN))
 SHIFT, WEIGHT, STRETCH, SHEAR = 1.0, 0.3, 0.15, 0.6
 NEIGHBOURS_AT = 20  # replications in which nearest neighbours are searched
 # What the numbers are for, as the `step` of the noise.
@@ -163,25 +163,24 @@ def _summary(rows: list[dict[str, float]], law: Law) -> dict[str, float]:
 
 def plot(results) -> dict:
     """Draw coverage, and what the estimators read, against D."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for law, colour in zip(results.values("law"), COLOURS, strict=False):
+    figure, (left, right) = canvas.sheet(1, 2, width=4.8, height=3.8)
+    left.axhspan(*WANTED, color="#ECECEC", zorder=0, label="wanted")
+    left.axhline(NOMINAL, color=canvas.INK, ls=":", lw=1.0, label="nominal")
+    right.axhline(1.0, color=canvas.INK, ls=":", lw=1.0)
+    for law, (mark, colour) in zip(results.values("law"), MARKS, strict=False):
         found = results.where(law=law)
         D = [result.point["D"] for result in found]
-        rows = {
-            name: np.array([float(r.data[name]) for r in found]) for name in ("coverage", "bias", "kl", "knn_share")
-        }
-        error = [math.sqrt(NOMINAL * (1 - NOMINAL) / r.point["replications"]) for r in found]
-        left.errorbar(D, rows["coverage"], error, marker="o", capsize=3, color=colour, label=law)
-        right.plot(D, 1 + rows["bias"] / rows["kl"], marker="o", color=colour, label=law)
-        right.plot(D, rows["knn_share"], marker="x", ls="--", color=colour)
-    left.axhspan(*WANTED, color="0.92")
-    left.axhline(NOMINAL, color="0.5", lw=0.8)
-    left.set(xlabel="D", ylabel="share of 95 % intervals that cover", ylim=(0.8, 1.0))
-    right.set(xlabel="D", ylabel="mean estimate / KL", title="solid: intervals; dashed: nearest neighbours")
-    left.legend(frameon=False)
+        names = ("coverage", "bias", "kl", "knn_share")
+        rows = {name: np.array([float(r.data[name]) for r in found]) for name in names}
+        error = [2 * math.sqrt(NOMINAL * (1 - NOMINAL) / r.point["replications"]) for r in found]
+        left.errorbar(D, rows["coverage"], error, marker=mark, capsize=3, color=colour, label=law)
+        right.plot(D, 1 + rows["bias"] / rows["kl"], marker=mark, color=colour, label=f"{law}, interval")
+        right.plot(D, rows["knn_share"], marker=mark, mfc="white", ls="--", color=colour, label="nearest neighbours")
+    left.set(title="Intervals for KL cover", ylabel="share of 95 % intervals that cover (2 s.e.)", ylim=(0.85, 1.0))
+    right.set(title="What estimators read", ylabel="mean estimate / KL", ylim=(0, 1.2))
+    for ax in (left, right):
+        ax.set(xlabel="dimension $D$", xticks=DIMENSIONS)
+        canvas.legend(ax, "lower left")
     return {"coverage": figure}
 
 
