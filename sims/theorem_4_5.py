@@ -45,7 +45,7 @@ def _points(sizes, sets, trained, particles, few) -> list[dict]:
     ]  # fmt: skip
 
 
-GRID = _points((12, 25, 50, 100, 200, 400, 800), 8, (25, 50, 100), {"m": 512, "sets": 4, "replicates": 4},
+GRID = _points((12, 25, 50, 100, 200, 400, 800), 8, (25, 50), {"m": 512, "sets": 4, "replicates": 4},
                (1, 2, 3, 4, 5, 6))  # fmt: skip
 SMOKE = _points((25, 50), 2, (12, 25), {"m": 64, "sets": 2, "replicates": 3}, (1, 2))
 
