@@ -37,6 +37,7 @@ FLOORS = """
     3.5  hermite finite_volumes quantiles
     3.6  monge
     4    flow fokker_planck gibbs teacher complexity closures
+    4.1  duality
     5    observables store
     5.1  bounds increments results
     5.15 rates
@@ -44,8 +45,8 @@ FLOORS = """
     5.3  description
     6    simulate
     6.1  statements
-    6.2  certificates coupling minimiser
-    6.3  balances
+    6.2  certificates coupling
+    6.3  balances minimiser
     7    gallery verify sweep
     7.1  survey
     8    report selftest
