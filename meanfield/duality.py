@@ -6,9 +6,10 @@ D(c) <= Q* holds for every c (`gibbs`), so that c may be chosen by any rule. Two
     c_frozen = (K2 + n lam / (2 alpha^2))^-1 y / alpha,  K2 = E h h'     that of frozen features,
 
 the second because log Z = c' K2 c / 2 to second order, so that it is right where the law has little to move. Far from
-p* both are too long: D falls far below zero, and e^{c . psi} p0 lies where no node is. So a multiple s c is taken, 0 < s
-<= 1, the one of largest D among those whose nodes can be trusted. Direction and multiple are chosen on nodes of their
-own, D is measured on others. For every law p
+p* both are too long: D falls far below zero, and e^{c . psi} p0 lies where no node is. So a multiple s c is taken, s in
+(0, 1]: of those whose nodes can be trusted the one of largest D. Direction and multiple are chosen on nodes of their
+own, D is measured on others, twice: weights of nodes are skewed, so that a draw which misses the far ones has a D that
+is too large and an error that is too small, and the smaller of two is taken. For every law p
 
     Q(p) - D(c) = |f(p) - y + (n lam / (2 alpha)) c|^2 / n + lam KL(p || p_c),
 
@@ -34,12 +35,14 @@ Array = npt.NDArray[Any]
 
 MULTIPLES = 2.0 ** (-np.arange(97) / 8)
 TRUSTED = 0.25  # effective share of the nodes below which no multiple is chosen
+RETREAT, RETREATS = 0.8, 4  # of the multiple, while its nodes cannot be trusted
+LAST_DRAWS = (LAST_DRAW, LAST_DRAW + 1)  # of the nodes on which D is measured
 ZERO = "zero"  # the source of D(0)
 INSIDE = 0.95  # of the multiple at which Z becomes infinite, for unbounded h
 
 
 class Bound(NamedTuple):
-    """D(c) <= Q* <= Q(p_c) = `above`, and the outputs that belong to c: |f* - prediction|^2 / n <= Q* - D(c) for those of p*.
+    """D(c) <= Q* <= Q(p_c) = `above`, and outputs near those of p*: |f* - prediction|^2 / n <= Q* - D(c).
 
     `energy.source` is "c_t", "0.25 c_t", "0.5 c_frozen" and the like, or "zero" for D(0) = 0. Its error is that of the
     copies of the nodes: read it with Student's factor for 8 of them; with three dimensions or fewer it is rounding.
@@ -95,7 +98,7 @@ class Dual:
 
         Notes
         -----
-        O(nodes n k): a pass over the nodes and one over an eighth of them; where c_frozen wins, only the first time.
+        O(nodes n k): two passes over the nodes and one over an eighth of them; where c_frozen wins, only the first time.
         """
         with parallel.single_threaded_blas():
             c = coefficients_of(self.risk, self.lam, residual)
@@ -126,15 +129,24 @@ class Dual:
         """Return D at a multiple of c that is chosen anew on nodes moved to where the first choice is."""
         layer = neurons(self.risk, self.nodes, self.seed, 1, self._spread(self._pilot, choice.multiple * c), PILOT)
         s = self._choose(layer, c).multiple
-        law = GibbsLaw(
-            self.risk, s * c, neurons(self.risk, self.nodes, self.seed, LAST_DRAW, self._spread(layer, s * c))
-        )
-        if not s or law.doubt:
-            start = float((self.risk.y**2).mean())
-            return Bound(Estimate(0.0, 0.0, ZERO), Estimate(start, 0.0, ZERO), self.risk.y)
-        point, source = FixedPoint(law, float(self.lam)), name if s == 1 else f"{s:.3g} {name}"
+        for _ in range(RETREATS + 1 if s else 0):
+            covariance = self._spread(layer, s * c)
+            laws = [GibbsLaw(self.risk, s * c, self._nodes(draw, covariance)) for draw in LAST_DRAWS]
+            if not any(law.doubt for law in laws):
+                law = min(laws, key=lambda law: FixedPoint(law, float(self.lam)).dual.value)
+                return self._bound(law, name if s == 1 else f"{s:.3g} {name}")
+            s *= RETREAT
+        start = float((self.risk.y**2).mean())
+        return Bound(Estimate(0.0, 0.0, ZERO), Estimate(start, 0.0, ZERO), self.risk.y)
+
+    def _bound(self, law: GibbsLaw, source: str) -> Bound:
+        point = FixedPoint(law, float(self.lam))
         energy, above = (e._replace(source=source) for e in (point.dual, point.energy))
-        return Bound(energy, above, self.risk.y - self.risk.alpha * penalty_of(self.risk, self.lam) * s * c)
+        slope = self.risk.alpha * penalty_of(self.risk, self.lam)
+        return Bound(energy, above, self.risk.y - slope * law.coefficients)
+
+    def _nodes(self, draw: int, covariance: Array | None) -> HiddenLayer:
+        return neurons(self.risk, self.nodes, self.seed, draw, covariance)
 
     def _spread(self, layer: HiddenLayer, c: Array) -> Array | None:
         return spread(layer, c, partition(layer, c))

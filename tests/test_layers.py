@@ -39,7 +39,7 @@ FLOORS = """
     4    flow fokker_planck gibbs teacher complexity closures
     4.1  duality
     5    observables store
-    5.1  bounds increments results
+    5.1  bounds increments minimum results
     5.15 rates
     5.2  planning
     5.3  description
