@@ -98,7 +98,7 @@ class Dual:
 
         Notes
         -----
-        O(nodes n k): two passes over the nodes and one over an eighth of them; where c_frozen wins, only the first time.
+        O(nodes n k): two passes over the nodes, one over an eighth of them; where c_frozen wins, only once.
         """
         with parallel.single_threaded_blas():
             c = coefficients_of(self.risk, self.lam, residual)

@@ -27,6 +27,8 @@ from meanfield.verdicts import (
 Array = np.ndarray
 # The probability with which the bound of Theorem 4.5 may fail.
 DELTA = 0.05
+# What the distance from the fixed point is read off.
+GAP = ("gibbs_dual", "gibbs_energy", "gibbs_prediction", "energy_lower", "energy_upper", "prediction", "label")
 
 
 def energy(data: Any, clouds: list[Cloud]) -> list[Verdict]:
@@ -83,8 +85,7 @@ def gap(data: Any) -> Gap:
     low = data.energy_lower.values - safe_error(data, "energy_lower")
     high = data.energy_upper.values + safe_error(data, "energy_upper")
     high = np.minimum.accumulate(np.where(np.isnan(high), np.inf, high)) + euler_excess(data)
-    others = data.gibbs_energy.values + safe_error(data, "gibbs_energy")
-    least = min(float(high[-1]), float(data.attrs.get("frozen_energy", np.inf)), float(np.nanmin(others)))
+    least = min(float(high[-1]), _least(data))
     dual, best = _best_dual(data)
     dual -= float(_dual(data)[1][best])
     off = data.prediction.values[:, bound_index(data)] - data.gibbs_prediction.values[best]
@@ -92,6 +93,12 @@ def gap(data: Any) -> Gap:
     kl_lower = np.maximum(low - least - (away + doubt) ** 2, 0.0) / lam
     kl_upper = (high - dual - np.maximum(away - doubt, 0.0) ** 2) / lam
     return Gap(data.bound_time.values, np.maximum(low - least, 0.0), high - dual, kl_lower, kl_upper)
+
+
+def _least(data: Any) -> float:
+    """Return the least upper bound on min Q that does not come from the run's own law."""
+    others = data.gibbs_energy.values + safe_error(data, "gibbs_energy")
+    return min(float(data.attrs.get("frozen_energy", np.inf)), float(np.nanmin(others)))
 
 
 def _best_dual(data: Any) -> tuple[float, int]:
@@ -125,7 +132,7 @@ def c5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
 
 def _distance(data: Any) -> str:
     """Return in words how far the run ended from the fixed point, or an empty string where that is not known."""
-    if any(name not in data for name in ("energy_lower", "prediction", "gibbs_prediction", "gibbs_energy")):
+    if any(name not in data for name in GAP):
         return ""
     found = gap(data)
     if not np.isfinite(found.kl_upper[-1]):
@@ -136,6 +143,53 @@ def _distance(data: Any) -> str:
         f"at t = {found.times[-1]:.3g}, errors on the safe side: Q(p_t) - min Q in [{energy[0]:.3g}, {energy[1]:.3g}], "
         f"KL(p_t || p*) in [{kl[0]:.3g}, {kl[1]:.3g}]"
     )
+
+
+def relaxation(data: Any, clouds: list[Cloud]) -> list[Verdict]:
+    """Judge whether the free energy has come down as fast as it must: no run stays away from the fixed point.
+
+    dQ/dt = -lam^2 I(p_t | p_{c_t}) <= -2 lam^2 a_t KL(p_t || p_{c_t}) = -2 lam a_t (Q(p_t) - D(c_t)), a_t the
+    log-Sobolev constant of p_{c_t} [NitandaWuSuzuki22].
+    """
+    name, text = "C5 relaxation", "Q lower(t) - min Q <= e^(-2 lam int_s^t a) (Q upper(s) - D), a of e^(c_s . psi) p0"
+    missing = missing_variable(data, name, text, *GAP)
+    reason = limit_law(data) or _no_log_sobolev(data)
+    if missing or reason:
+        return [missing or Verdict(name, text, NOT_APPLICABLE, note=reason)]
+    times, at, a = data.time.values, bound_index(data), _log_sobolev(data)
+    spent = (
+        2 * float(data.attrs["lam"]) * np.concatenate([[0.0], np.cumsum(np.diff(times) * np.minimum(a[1:], a[:-1]))])
+    )
+    known = gap(data)
+    # What is left at t of each earlier gap; its errors are on the safe side already.
+    left = np.exp(-(spent[at][:, None] - spent[at])) * known.energy_upper
+    allowed = np.where(np.arange(len(at)) < np.arange(len(at))[:, None], left, np.inf).min(1)
+    lower, error = data.energy_lower.values - _least(data), safe_error(data, "energy_lower")
+    note = f"int 2 lam a = {spent[-1]:.3g}"
+    if not len(at) > 1:
+        return [Verdict(name, text, NOT_APPLICABLE, note="it needs two bound times")]
+    later = slice(1, None)
+    return [brackets(name, text, lower[later], allowed[later], error[later], known.times[later], note)]
+
+
+def _no_log_sobolev(data: Any) -> str:
+    """Return why the log-Sobolev constant of the laws p_c is not known for a run, or an empty string."""
+    a = data.attrs
+    if not np.isfinite(np.atleast_1d(a.get("suprema", np.inf))[:2]).all():
+        return "h or its slope is not bounded"
+    if a.get("train", "both") != "both" or float(a.get("decay", 1)) != 1:
+        return "it is about both layers trained and the standard Gaussian prior"
+    return ""
+
+
+def _log_sobolev(data: Any) -> Array:
+    """Return a_t at every time, for coefficients as large as the errors of the residuals allow."""
+    a, r = data.attrs, data.prediction.values - data.label.values
+    count = len(r)
+    error = student_factor(count) * r.std(0, ddof=1) / np.sqrt(count) if count > 1 else 0.0
+    c = 2 * float(a["alpha"]) / (r.shape[-1] * float(a["lam"])) * (np.abs(r.mean(0)) + error)
+    first, second = (float(g) for g in np.atleast_1d(a["suprema"])[:2])
+    return theory.gibbs_log_sobolev(c, first, second, float(a.get("largest_input", 1)))
 
 
 def theorem_4_5(data: Any, clouds: list[Cloud]) -> list[Verdict]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import small
 from cases import P1_X, P1_Y
+from test_plants import wrong_lam_in_the_drift
 from test_verify import found, violated
 
 from meanfield import closures, duality, fokker_planck, gibbs, minimiser, minimum, quadrature, theory
@@ -147,7 +148,7 @@ def test_errors_are_read_with_the_factor_for_replicates():
 # --- the certificate
 
 
-def p1_run(m=400, lam=0.5, end=6.0, **options):
+def p1_run(m=300, lam=0.5, end=6.0, **options):
     flow = Flow(P1, lam=lam)
     return simulate(flow, gaussian_cloud(m, P1.unit, 1, **options), end, observables=NAMES, bounds=5, quiet=True)
 
@@ -192,7 +193,46 @@ def test_an_entropy_that_is_too_small_is_caught(monkeypatch):
     assert "C5 dual of Gibbs" in violated(p1_run())
 
 
-@pytest.mark.parametrize("seed", range(4))
+def test_a_run_that_ends_elsewhere_is_caught(monkeypatch):
+    """The decay of another lam, the noise of the right one: the free energy does not come down to its minimum."""
+    right = found(p1_run(lam=2.0, end=6.0), "C5 relaxation")
+    assert right.verdict == HOLDS and right.note.startswith("int 2 lam a = ")
+    wrong_lam_in_the_drift(monkeypatch)
+    assert "C5 relaxation" in violated(p1_run(lam=2.0, end=6.0))
+
+
+@pytest.mark.parametrize("c", [(0.0, 0.0), (0.6, 0.8), (-1.0, 2.0)])
+def test_log_sobolev_of_gibbs_laws(c):
+    """KL(q || p_c) <= I(q | p_c) / (2 a) for translates and tilts q of p_c, by sums over a grid."""
+    G1, G2 = P1.unit.h.suprema[:2]
+    a = float(theory.gibbs_log_sobolev(c, G1, G2, 1.0))
+    assert a == 1.0 if not any(c) else 0 < a < 1
+    axis = np.linspace(-9, 9, 361)
+    theta, u = np.meshgrid(axis, axis, indexing="ij")
+    h = [P1.unit.h.value(x * theta) for x in P1_X[:, 0]]
+    log_p = -0.5 * (theta**2 + u**2) + u * (c[0] * h[0] + c[1] * h[1])
+    for tilt in (0.5 * u, -0.7 * theta, 0.3 * u * h[1], 0.2 * np.sin(2 * theta) + 0.1 * u, -0.1 * u**2):
+        q = np.exp(log_p + tilt - (log_p + tilt).max())
+        p = np.exp(log_p - log_p.max())
+        q, p = q / q.sum(), p / p.sum()
+        ratio = np.log(np.maximum(q, 1e-300) / np.maximum(p, 1e-300))
+        slopes = np.gradient(tilt, axis[1] - axis[0])
+        fisher = (q * (slopes[0] ** 2 + slopes[1] ** 2)).sum()
+        assert (q * ratio).sum() <= fisher / (2 * a) * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"unit": "relu"}, "not bounded"), ({"train": "u"}, "both layers"), ({"centred": False}, "not recorded")],
+)
+def test_relaxation_is_judged_where_it_is_about_the_run(options, reason):
+    flow = small.flow(n=4, alpha=2.0, lam=0.5, **options)
+    run = simulate(flow, small.cloud(flow, 60), 0.2, observables=NAMES, bounds=2, quiet=True)
+    line = found(run, "C5 relaxation")
+    assert line.verdict == NOT_APPLICABLE and reason in line.note
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_right_runs_are_no_violation(seed):
     flow = small.flow(n=8, d=5, alpha=3.0, lam=0.3, seed=seed)
     run = simulate(flow, small.cloud(flow, 200, seed=seed), 2.0, observables=NAMES, bounds=3, quiet=True)
