@@ -161,12 +161,12 @@ def counts(results) -> list:
 
 
 def noise_of_dual(result) -> np.ndarray:
-    """Q* - D at the residual of each replicate alone, freed of what the long-time law of the scheme is off by."""
+    """Q* - D(c) at the end, c from the residual of each replicate alone; quadratic in its noise."""
     return np.array([deficit(r) for r in ends(result.data)])
 
 
 def certificate(data) -> tuple[float, float, float]:
-    """Q+(p_t) - D(c_t) at the end, c standard errors of it, and the slack Q+ - Q* it would have without noise."""
+    """Q+(p_t) - D(c_t) at the end, c standard errors of it, and the part Q+ - Q*."""
     mean = ends(data).mean(0)
     dual = fixed().energy.value - deficit(mean)
     upper, se = float(data.energy_upper.values[-1]), float(data.energy_upper_se.values[-1])
@@ -301,7 +301,7 @@ def _limits(ax, results) -> None:
     runs = sizes(results)
     m = np.array([r.point["m"] for r in runs])
     found = np.array([certificate(r.data) for r in runs])
-    noise = np.array([deficit(ends(r.data).mean(0)) for r in runs])
+    noise = np.array([noise_of_dual(r).mean() / r.point["replicates"] for r in runs])
     slack = np.abs(found[:, 2])
     ax.plot(m, slack, color=canvas.BLUE, marker="o", ms=4, ls="-", label=r"$Q_+ - Q^*$: slack of the account")
     ax.plot(m, found[:, 1], color=canvas.ORANGE, marker="s", ms=4, ls="--", label=r"$c$ standard errors of $Q_+$")
@@ -342,5 +342,5 @@ def _chain(ax, points, title: str) -> None:
                     label="bracket of particles")  # fmt: skip
     ax.set(title=title, xlabel=r"$\alpha$", ylabel=r"$\alpha^2$ times relative entropy")
     canvas.log_axis(ax.xaxis, alpha.min() / 1.2, alpha.max() * 1.2)
-    ax.set_ylim(bottom=0)
-    canvas.legend(ax, "upper left")
+    canvas.log_axis(ax.yaxis, 0.7 * float(scaled["star"].min()), 15 * float(chi.max()))
+    canvas.legend(ax, "upper left", columns=2)
