@@ -27,6 +27,8 @@ from meanfield.verdicts import (
 Array = np.ndarray
 # The probability with which the bound of Theorem 4.5 may fail.
 DELTA = 0.05
+# The longest step, in units of 1 / lam, after which a law at rest is taken for that of the equation.
+LONGEST = 0.15
 # What the distance from the fixed point is read off.
 GAP = ("gibbs_dual", "gibbs_energy", "gibbs_prediction", "energy_lower", "energy_upper", "prediction", "label")
 
@@ -163,7 +165,7 @@ def relaxation(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     known = gap(data)
     # What is left at t of each earlier gap; its errors are on the safe side already.
     left = np.exp(-(spent[at][:, None] - spent[at])) * known.energy_upper
-    allowed = np.where(np.arange(len(at)) < np.arange(len(at))[:, None], left, np.inf).min(1)
+    allowed = np.where(np.arange(len(at)) < np.arange(len(at))[:, None], left, np.inf).min(1) + euler_excess(data)
     lower, error = data.energy_lower.values - _least(data), safe_error(data, "energy_lower")
     note = f"int 2 lam a = {spent[-1]:.3g}"
     if not len(at) > 1:
@@ -179,6 +181,8 @@ def _no_log_sobolev(data: Any) -> str:
         return "h or its slope is not bounded"
     if a.get("train", "both") != "both" or float(a.get("decay", 1)) != 1:
         return "it is about both layers trained and the standard Gaussian prior"
+    if float(a["lam"]) * float(data.eta.values.max()) > LONGEST:
+        return f"steps are longer than {LONGEST:g} / lam: the law they end at is not that of the equation"
     return ""
 
 

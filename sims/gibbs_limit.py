@@ -22,7 +22,7 @@ import functools
 import numpy as np
 
 import meanfield as mf
-from meanfield import canvas, datasets, exponential_family, fokker_planck, gibbs, teacher
+from meanfield import canvas, datasets, exponential_family, fokker_planck, gibbs, minimiser, teacher
 from meanfield.claims import Claim, at_most, jackknifed, near, power_law, rate
 from meanfield.estimate import Estimate, student_factor
 
@@ -33,19 +33,22 @@ MINUTES = 3
 LAM = 0.2
 X, Y = np.array([[0.4], [1.0]]), np.array([0.5, 0.8])
 CLOSED = 4 / LAM  # when the certificate has to have closed
+LATE = 12  # times over which noise is averaged
 REACH, SPACING = 9.5, 0.1  # of the grid on which densities are integrated
 TIMES = CLOSED * 2.0 ** np.arange(-7, 2)  # the last is 2 CLOSED
-RUN = {"m": 1024, "replicates": 8, "seed": 3, "times": 8}
+RUN = {"m": 1024, "replicates": 8, "seed": 3, "times": 8, "steps": 0}
 GRID = [
     {"part": "pde", "modes": [128, 40]},
     *({"part": "particles", **RUN, "m": 1 << k} for k in (8, 9, 10, 11, 12, 13, 14)),
     *({"part": "particles", **RUN, "replicates": count} for count in (4, 16, 32)),
+    *({"part": "particles", **RUN, "m": 4096, "steps": count} for count in (200, 400, 800)),
     *({"part": "alpha", "alpha": a, "modes": [96, 32]} for a in (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)),
     *({"part": "sphere", "alpha": a, "m": 2048, "replicates": 8, "seed": 1} for a in (2.0, 4.0, 10.0, 30.0)),
 ]
 SMOKE = [
     {"part": "pde", "modes": [72, 28]},
-    *({"part": "particles", "m": m, "replicates": 3, "seed": 3, "times": 2} for m in (64, 128)),
+    *({"part": "particles", "m": m, "replicates": 3, "seed": 3, "times": 2, "steps": 0} for m in (64, 128)),
+    {"part": "particles", "m": 64, "replicates": 3, "seed": 3, "times": 2, "steps": 40},
     {"part": "alpha", "alpha": 3.0, "modes": [48, 24]},
     {"part": "sphere", "alpha": 10.0, "m": 64, "replicates": 3, "seed": 1},
 ]
@@ -98,9 +101,18 @@ def _particles(point: dict):
     times = [float(t) for t in TIMES if t <= CLOSED][-point["times"] :]
     names = ["prediction", "loss_unbiased", "kl_upper", "energy_lower", "energy_upper", "gibbs_dual", "gibbs_energy",
              "gibbs_prediction"]  # fmt: skip
-    run = mf.simulate(mf.Flow(p1(), lam=LAM), start, CLOSED, replicates=point["replicates"], bounds=times,
+    flow = mf.Flow(p1(), lam=LAM, **_steps(point["steps"]))
+    run = mf.simulate(flow, start, CLOSED, replicates=point["replicates"], bounds=times,
                       observables=names, quiet=True)  # fmt: skip
     return run.data
+
+
+def _steps(count: int) -> dict:
+    """Steps that end at the times CLOSED (k / count)^2; the rule of the scheme for 0."""
+    if not count:
+        return {}
+    lengths = np.diff(CLOSED * (np.arange(count + 1) / count) ** 2).tolist()
+    return {"eta": lambda k: lengths[min(k, count - 1)]}
 
 
 def _alpha(point: dict):
@@ -135,42 +147,39 @@ def fixed() -> gibbs.FixedPoint:
     return gibbs.fixed_point(p1(), LAM)
 
 
-def ends(data) -> np.ndarray:
-    """Residuals of every replicate at the end of a run, shape (R, n)."""
-    return data.prediction.values[:, -1] - Y
-
-
 def deficit(r: np.ndarray) -> float:
     """Q* - D(c) at the c of a residual."""
     c = p1().coefficients(r) / LAM
     return fixed().energy.value - gibbs.FixedPoint(exponential_family.law_at(p1(), c), LAM).dual.value
 
 
-def sizes(results) -> list:
-    """Runs of particles over m, at the common number of replicates."""
+def runs(results, which: str) -> list:
+    """Runs of particles in the order of m, of replicates or of steps, the others as in RUN."""
     found = results.where(part="particles").found
-    count = found[0].point["replicates"]
-    return sorted((r for r in found if r.point["replicates"] == count), key=lambda r: r.point["m"])
+    own = {"m": lambda p: not p["steps"] and p["replicates"] == _common(found),
+           "replicates": lambda p: not p["steps"] and p["m"] == RUN["m"],
+           "steps": lambda p: p["steps"]}[which]  # fmt: skip
+    return sorted((r for r in found if own(r.point)), key=lambda r: r.point[which])
 
 
-def counts(results) -> list:
-    """Runs of particles over replicates, at one m."""
-    found = results.where(part="particles").found
-    m = [r.point["m"] for r in found]
-    return sorted((r for r in found if m.count(r.point["m"]) > 1), key=lambda r: r.point["replicates"])
+def _common(found) -> int:
+    counts = [r.point["replicates"] for r in found]
+    return max(set(counts), key=counts.count)
 
 
 def noise_of_dual(result) -> np.ndarray:
-    """Q* - D(c) at the end, c from the residual of each replicate alone; quadratic in its noise."""
-    return np.array([deficit(r) for r in ends(result.data)])
+    """Q* - D(c) that the noise of one replicate's residual costs, averaged over late times; shape (R,)."""
+    r = result.data.prediction.values[:, result.data.time.values >= CLOSED / 4]
+    r = r[:, :: max(1, r.shape[1] // LATE)]
+    off = (r - r.mean(0)) * np.sqrt(len(r) / (len(r) - 1))
+    centre = fixed().prediction.value - Y
+    return np.array([[deficit(centre + one) for one in each] for each in off]).mean(1)
 
 
-def certificate(data) -> tuple[float, float, float]:
-    """Q+(p_t) - D(c_t) at the end, c standard errors of it, and the part Q+ - Q*."""
-    mean = ends(data).mean(0)
-    dual = fixed().energy.value - deficit(mean)
+def slack(data) -> tuple[float, float]:
+    """Q+(p_t) - Q* at the end of a run, and c standard errors of it."""
     upper, se = float(data.energy_upper.values[-1]), float(data.energy_upper_se.values[-1])
-    return upper - dual, student_factor(data.sizes["replicate"]) * se, upper - fixed().energy.value
+    return upper - fixed().energy.value, student_factor(data.sizes["replicate"]) * se
 
 
 # --- claims -------------------------------------------------------------------------------------------------------
@@ -199,25 +208,24 @@ def _pde_claims(data) -> list[Claim]:
 
 
 def _particle_claims(results) -> list[Claim]:
-    star, runs = fixed().energy.value, sizes(results)
-    replicates = runs[0].point["replicates"]
-    out = []
+    star, found = fixed().energy.value, runs(results, "m")
     above, below = [], []
     for r in results.where(part="particles").found:
         d = r.data
         below += list((d.gibbs_dual.values - star) / np.maximum(d.gibbs_dual_se.values, 1e-9))
         above += list(((star - d.energy_upper.values) / np.maximum(d.energy_upper_se.values, 1e-9))[1:])
     text = "particles: D <= Q* <= Q+ at every bound time"
-    out.append(rate(text, np.concatenate([above, below]), replicates, full=True))
-    m = [r.point["m"] for r in runs]
-    spread = [float(r.data.energy_upper_se.values[-1]) for r in runs]
+    out = [rate(text, np.concatenate([above, below]), found[0].point["replicates"], full=True)]
+    m = [r.point["m"] for r in found]
+    spread = [slack(r.data)[1] for r in found]
     out.append(near("order in m of the standard error of Q+", power_law(m, spread)[0], -0.5, 0.15, full=True))
-    noise = [noise_of_dual(r) for r in runs]
+    noise = [noise_of_dual(r) for r in found]
     fitted = jackknifed(lambda *v: power_law(m, [one.mean() for one in v])[0], *noise)
-    out.append(near("order in m of Q* - D(c_t), one replicate", fitted, -1.0, 0.2, full=True))
-    found, margin, _ = certificate(runs[-1].data)
-    text = f"particles, m = {m[-1]}: gap at t = {CLOSED:g} over Q*"
-    out.append(at_most(text, Estimate(found / star, margin / star), 0.1, full=True))
+    out.append(near("order in m of what the noise of r_t costs D(c_t)", fitted, -1.0, 0.2, full=True))
+    short = runs(results, "steps")
+    for name, run, bound in (("steps by the rule", found[-1], 0.12), ("short steps", short[-1], 0.05)):
+        text = f"particles, {name}, m = {run.point['m']}: certified Q(p_t) - min Q at t = {CLOSED:g} over Q*"
+        out.append(at_most(text, float(minimiser.gap(run.data).energy_upper[-1]) / star, bound, full=True))
     return out
 
 
@@ -281,14 +289,11 @@ def _closing(ax, results) -> None:
             label=r"equation: $\lambda$KL$(p_t\,\|\,p^*)$")  # fmt: skip
     ax.plot(t, np.maximum(star.energy.value - data.dual.values, 1e-16), color=canvas.GREEN, ls=":",
             label=r"equation: $Q^* - D(c_t)$")  # fmt: skip
-    run = sizes(results)[-1]
-    high = np.minimum.accumulate(run.data.energy_upper.values)
-    factor = student_factor(run.point["replicates"])
-    safe = np.minimum.accumulate(run.data.energy_upper.values + factor * run.data.energy_upper_se.values)
-    times, dual = run.data.bound_time.values, float(run.data.gibbs_dual.values.max())
-    ax.plot(times, high - dual, color=canvas.INK, marker="x", ls="-.", lw=1,
-            label=f"particles, m = {run.point['m']:,}: least $Q_+$ − largest $D$")  # fmt: skip
-    ax.plot(times, safe - dual, color=canvas.INK, ls=(0, (1, 3)), lw=1, label="the same with its errors")
+    for run, colour, mark, name in ((runs(results, "m")[-1], canvas.INK, "x", "steps by the rule"),
+                                    (runs(results, "steps")[-1], canvas.PURPLE, "+", "short steps")):  # fmt: skip
+        known = minimiser.gap(run.data)
+        ax.plot(known.times, known.energy_upper, color=colour, marker=mark, ls="-.", lw=1,
+                label=f"particles, m = {run.point['m']:,}, {name}: certified")  # fmt: skip
     ax.axhline(1e-4, color=canvas.GREY, lw=0.8, ls="--")
     ax.set(title="Certificate C5 closes", xlabel=r"time $t$ of equation (3.4)", ylabel="free energy")
     canvas.log_axis(ax.xaxis, t[0] / 1.2, t[-1] * 1.2)
@@ -298,24 +303,25 @@ def _closing(ax, results) -> None:
 
 def _limits(ax, results) -> None:
     """What the particles' certificate is made of at t = 4 / lam, over m and over replicates."""
-    runs = sizes(results)
-    m = np.array([r.point["m"] for r in runs])
-    found = np.array([certificate(r.data) for r in runs])
-    noise = np.array([noise_of_dual(r).mean() / r.point["replicates"] for r in runs])
-    slack = np.abs(found[:, 2])
-    ax.plot(m, slack, color=canvas.BLUE, marker="o", ms=4, ls="-", label=r"$Q_+ - Q^*$: slack of the account")
-    ax.plot(m, found[:, 1], color=canvas.ORANGE, marker="s", ms=4, ls="--", label=r"$c$ standard errors of $Q_+$")
+    found = runs(results, "m")
+    m = np.array([r.point["m"] for r in found])
+    above, spread = np.abs([slack(r.data) for r in found]).T
+    noise = np.array([noise_of_dual(r).mean() / r.point["replicates"] for r in found])
+    ax.plot(m, above, color=canvas.BLUE, marker="o", ms=4, ls="-", label=r"$Q_+ - Q^*$: slack of the account")
+    ax.plot(m, spread, color=canvas.ORANGE, marker="s", ms=4, ls="--", label=r"$c$ standard errors of $Q_+$")
     ax.plot(m, noise, color=canvas.GREEN, marker="^", ms=4, ls=":", label=r"$Q^* - D(c_t)$: noise of $r_t$")
-    several = counts(results)
-    if several:
-        size = several[0].point["m"]
-        for k, r in enumerate(several):
-            _, margin, _ = certificate(r.data)
-            label = f"the same, R = {', '.join(str(q.point['replicates']) for q in several)}" if not k else None
-            ax.plot(size, margin, color=canvas.INK, marker="_", ms=9, ls="none", label=label)
+    for which, colour, mark, values, text in (
+        ("replicates", canvas.INK, "_", lambda r: slack(r.data)[1], "standard errors, R"),
+        ("steps", canvas.PURPLE, "+", lambda r: abs(slack(r.data)[0]), "slack, steps"),
+    ):
+        several = runs(results, which)
+        numbers = ", ".join(str(r.point[which]) for r in several)
+        at = [r.point["m"] for r in several]
+        ax.plot(at, [values(r) for r in several], color=colour, marker=mark, ms=8, ls="none",
+                label=f"{text} = {numbers}")  # fmt: skip
     ax.set(title=f"What limits the particles' gap at t = {CLOSED:g}", xlabel="particles $m$", ylabel="free energy")
     canvas.log_axis(ax.xaxis, m.min() / 1.4, m.max() * 1.4)
-    canvas.log_axis(ax.yaxis, *canvas.positive_limits(slack, found[:, 1], noise, room=2))
+    canvas.log_axis(ax.yaxis, *canvas.positive_limits(above, spread, noise, room=2))
     canvas.legend(ax, "lower left")
 
 
