@@ -28,7 +28,7 @@ from meanfield.estimate import student_factor
 
 TITLE = "Free energy bracket, loss and relative entropy over time; measured dissipation; defects of the identities"
 STATEMENT = "gradient flow of Q, equation (3.4)"
-MINUTES = 3
+MINUTES = 4
 
 LAM, END = 0.1, 4.0
 IDENTITIES = ("(I2)", "(I3)", "(I4)")
