@@ -25,6 +25,7 @@ _HOME = {
     "Record": "planning",
     "Run": "results",
     "simulate": "simulate",
+    "sweep": "sweep",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
     "verify": "verify",
@@ -35,6 +36,7 @@ _MODULES = (
     "config",
     "datasets",
     "distances",
+    "ensemble",
     "entropy",
     "fokker_planck",
     "gibbs",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         config,
         datasets,
         distances,
+        ensemble,
         entropy,
         fokker_planck,
         gibbs,
@@ -80,6 +83,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .results import Run
     from .risk import Risk
     from .simulate import simulate
+    from .sweep import sweep
     from .units import Activation, Unit
     from .verify import verify
 
