@@ -210,8 +210,8 @@ def over(data: "xarray.Dataset", *keys: str) -> "xarray.Dataset":
     errors x_se within runs: NaN for k = 1. Points that have no x, because they diverged or did not run, make its mean
     NaN: a mean over those that are left would be of another law. Select first (`data.sel`) where that is wanted.
 
-    Left out, and named in the attribute `left_out`: descriptions that differ, and variables along `record` or `bound`, whose
-    times differ between points (`last` first, or fix flow.eta).
+    Left out, and named in the attribute `left_out`: descriptions that differ, and variables along `record` or `bound`,
+    whose times differ between points (`last` first, or fix flow.eta).
 
     Raises
     ------

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from meanfield.bounds import centred_gram
+from meanfield.bounds import at_start, centred_gram
 from meanfield.cloud import Cloud
 from meanfield.estimate import Estimate, mean_estimate
 from meanfield.flow import Flow
@@ -27,7 +27,7 @@ PAIRS, SINGLE, OWN = "cross products", "one replicate: biased up", "the network'
 
 
 @observable("relative change of the tangent kernel since the start, Frobenius norm", costly=True, pooled=True,
-            zero="0 within its error from two replicates on; with one, its noise of order (E|Z - Zbar|^2 / m)^1/2")  # fmt: skip
+            zero="0 within its error; with one replicate its noise, of order (E|Z - Zbar|^2 / m)^1/2")  # fmt: skip
 def kernel_drift(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return |H(p_t) - H(p_0)|_F / |H(p_0)|_F.
 
@@ -41,7 +41,7 @@ def kernel_drift(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     start = risk.gram_start(clouds[0].start_std, flow.train)
     moved = [centred_gram(cloud, flow) - start for cloud in clouds]
     scale = float(np.linalg.norm(start))
-    if not any(change.any() for change in moved):
+    if at_start(clouds):
         return Estimate(0.0, 0.0, "start")
     if len(clouds) == 1:
         return Estimate(float(np.linalg.norm(moved[0])) / scale, math.nan, SINGLE)
@@ -83,7 +83,7 @@ def kernel_alignment(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     norms = np.array([np.linalg.norm(kernel) for kernel in kernels])
     if not risk.centred:
         return mean_estimate(along / norms, OWN)
-    if all(np.array_equal(kernel, kernels[0]) for kernel in kernels[1:]) and len(clouds) > 1:
+    if at_start(clouds):
         return Estimate(float(along[0] / norms[0]), 0.0, "start")
     if len(clouds) == 1:
         return Estimate(float(along[0] / norms[0]), math.nan, SINGLE.replace("up", "down"))
@@ -136,7 +136,7 @@ def test_loss(cloud: Cloud, flow: Flow, test: Risk | None = None) -> float:
 @observable("unbiased loss on the test set: products of residuals across replicates", costly=True, pooled=True,
             on_test=True)  # fmt: skip
 def test_loss_unbiased(clouds: Sequence[Cloud], flow: Flow, test: Risk | None = None) -> Estimate:
-    """Return the mean over test samples and pairs r != s of residuals' products; a jackknife's error over replicates."""
+    """Return the mean over samples and pairs r != s of residuals' products, with its jackknife error."""
     risk = _tested(test)
     if len(clouds) < 2 or risk.loss != "square" or not risk.centred:
         raise Unavailable("an unbiased test loss needs two replicates of the limit law and the square loss")
