@@ -26,6 +26,7 @@ _HOME = {
     "Record": "planning",
     "Run": "results",
     "simulate": "simulate",
+    "sweep": "sweep",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
     "verify": "verify",
@@ -36,6 +37,7 @@ _MODULES = (
     "config",
     "datasets",
     "distances",
+    "ensemble",
     "entropy",
     "fokker_planck",
     "gibbs",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         config,
         datasets,
         distances,
+        ensemble,
         entropy,
         fokker_planck,
         gibbs,
@@ -84,6 +87,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .results import Run
     from .risk import Risk
     from .simulate import simulate
+    from .sweep import sweep
     from .units import Activation, Unit
     from .verify import verify
 

@@ -42,6 +42,8 @@ class Observable:
         True: taken at bound times; False: at every record.
     pooled : bool
         Whether it takes all replicates at once.
+    on_test : bool
+        Whether it also takes `test`, the risk of the test set, or None where there is no test set.
     unit, text, zero : str
         Unit; one line on what it is; what it reads when the truth is zero.
     """
@@ -51,6 +53,7 @@ class Observable:
     dims: tuple[str, ...] = ()
     costly: bool = False
     pooled: bool = False
+    on_test: bool = False
     unit: str = ""
     text: str = ""
     zero: str = ""
@@ -81,10 +84,10 @@ def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -
         name = function.__name__
 
         @functools.wraps(function)
-        def checked(clouds: Any, flow: Flow) -> Any:
+        def checked(clouds: Any, flow: Flow, **more: Any) -> Any:
             for cloud in (clouds,) if isinstance(clouds, Cloud) else clouds:
                 remembered(cloud, "finite", functools.partial(demand_finite, cloud))
-            return function(clouds, flow)
+            return function(clouds, flow, **more)
 
         OBSERVABLES[name] = Observable(name, checked, unit=unit, text=text, zero=zero, **options)
         return checked
