@@ -14,11 +14,12 @@ import numpy as np
 
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
 import meanfield.increments  # noqa: F401  (registers the checks of the noise)
+import meanfield.minimum  # noqa: F401  (registers the bounds on min Q)
 import meanfield.rates  # noqa: F401  (registers what the identities are checked by)
 import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
-from meanfield.errors import InputError
+from meanfield.errors import DivergedError, InputError
 from meanfield.flow import Flow
 from meanfield.inputs import checked
 from meanfield.objectives import Scaled, terms
@@ -238,9 +239,13 @@ def check_start(flow: Flow, plan: Plan, clouds: Sequence[Cloud]) -> None:
         If the loss is not finite, or the step is unstable or none.
     """
     for cloud in clouds:
-        value = flow.objective.full.value(cloud)
+        advice = "check the activation, the data and the particles"
+        try:
+            value = flow.objective.full.value(cloud)
+        except DivergedError as error:
+            raise InputError(f"there is no loss at the start ({error}); {advice}") from error
         if not np.isfinite(value):
-            raise InputError(f"the loss at the start is {value}; check the activation, the data and the particles")
+            raise InputError(f"the loss at the start is {value}; {advice}")
     eta = min(flow.propose(clouds), plan.end)
     if not (np.isfinite(eta) and eta > 0):
         raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step 0")
