@@ -32,7 +32,7 @@ FLOORS = """
     2.3  spectrum regression
     3    objectives ntk
     3.1  risk quadrature
-    3.2  linearised minibatch exponential_family
+    3.2  linearised minibatch exponential_family population
     3.3  accounting
     3.4  steps solution
     3.5  hermite finite_volumes quantiles
