@@ -108,6 +108,21 @@ def test_points_of_a_seed_share_start_and_noise(tmp_path):
     assert clouds[0].step == 5 and not np.allclose(clouds[0].z, clouds[0].origin())
 
 
+def test_random_features_are_a_point_like_any_other(tmp_path):
+    """flow.train = "u": theta stays where it was drawn, its kernel with it, and the loss falls all the same."""
+    record = {"observables": ["loss", "kernel_drift", "travelled"], "bounds_every": [0.0, 1.0]}
+    flow, swept = {"time": 1.0, "lam": 0.05}, {"flow.train": ["both", "u"], "flow.scheme": ["kernel", "exponential"]}
+    data = sweep(small(flow=flow, record=record, sweep=swept, cloud={"m": 64}, network={"alpha": 5.0}), tmp_path)
+    end, loss = ensemble.last(data), data.loss.mean("replicate").values
+    assert (end.kernel_drift.sel({"flow.train": "u"}) < 1e-7).all()
+    assert (end.kernel_drift.sel({"flow.train": "both"}) > 1e-3).all()
+    assert np.nanmin(loss[1], axis=-1).max() < 0.9 * loss[1, 0, 0] and (end.status == "finished").all()
+    (cloud, *_), _, _ = store.read_checkpoint(tmp_path / str(data.directory.values[1, 0]))
+    start = cloud.origin()
+    np.testing.assert_array_equal(cloud.z[:, :-1], start[:, :-1])
+    assert not np.allclose(cloud.z[:, -1], start[:, -1])
+
+
 def test_what_breaks_the_coupling_is_said():
     assert grid.coupling(small()) == []
     auto = small(flow={"time": 1.0}, sweep={"cloud.m": [8, 16], "cloud.seed": [0, 1]})
