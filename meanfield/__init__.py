@@ -42,6 +42,7 @@ _MODULES = (
     "fokker_planck",
     "gibbs",
     "intervals",
+    "lockstep",
     "noise",
     "ntk",
     "observables",
@@ -51,6 +52,7 @@ _MODULES = (
     "theory",
     "transport",
     "units",
+    "widths",
 )
 
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
@@ -67,6 +69,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         fokker_planck,
         gibbs,
         intervals,
+        lockstep,
         noise,
         ntk,
         observables,
@@ -76,6 +79,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         theory,
         transport,
         units,
+        widths,
     )
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow

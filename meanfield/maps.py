@@ -64,7 +64,7 @@ def _axis(data: "xarray.Dataset", key: str) -> tuple[Array, str, bool]:
     """Return the numbers along a key, in the order of the Dataset, words for them, and whether they are spread out."""
     labels = data[key].values
     if labels.dtype.kind in "iuf":
-        spread = bool((labels > 0).all()) and len(labels) > 1 and labels.max() > 4 * labels.min()
+        spread = bool((labels > 0).all()) and len(labels) > 1 and labels.max() >= 4 * labels.min()
         return labels.astype(float), SYMBOLS.get(key, key), spread
     powers = exponents(labels.tolist())
     if powers is None:
@@ -115,7 +115,7 @@ def regime_map(
     for key in (x, y):
         if key not in data.dims:
             raise InputError(f"{key!r} was not swept: this Dataset has {', '.join(map(str, data.dims))}")
-    mean = at_the_end(data)
+    mean = at_the_end(data, [key for key in SEEDS if key not in (x, y)])
     values = _plane(mean, colour, x, y)
     with canvas.style():
         ax = canvas.sheet()[1][0] if ax is None else ax
@@ -255,4 +255,4 @@ def _slope(m: Array, rows: Array) -> str:
         return "no slope (zero or missing)"
     slopes = np.polyfit(np.log(m), np.log(rows), 1)[0]
     error = f" ± {slopes.std(ddof=1) / math.sqrt(len(slopes)):.2f}" if len(slopes) > 1 else ""
-    return f"slope {slopes.mean():.2f}{error}".replace("-", "−")
+    return f"slope {round(slopes.mean(), 2) + 0.0:.2f}{error}".replace("-", "−")

@@ -91,7 +91,8 @@ def kernel_alignment(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     def cosine(products: Array, kept: Array) -> float:
         return float(along[kept].mean() / math.sqrt(off_diagonal_mean(products, kept)))
 
-    return Estimate(*jackknife(kernels, cosine), PAIRS)
+    value, error = jackknife(kernels, cosine)
+    return Estimate(min(value, 1.0), error, PAIRS)
 
 
 def jackknife(matrices: Sequence[Array], function: Callable[[Array, Array], float]) -> tuple[float, float]:

@@ -38,30 +38,17 @@ FLOORS = """
     3.5  hermite finite_volumes quantiles
     3.6  monge
     4    flow fokker_planck gibbs teacher complexity closures
-<<<<<<< HEAD
-    4.1  lockstep
+    4.1  lockstep duality
     5    observables store
-    5.1  bounds increments results
+    5.1  bounds increments results minimum
     5.15 rates regimes
-=======
-    4.1  duality
-    5    observables store
-    5.1  bounds increments minimum results
-    5.15 rates
->>>>>>> gibbs45
     5.2  planning
     5.3  description
     6    simulate
     6.1  statements
-<<<<<<< HEAD
-    6.2  certificates coupling minimiser
-    6.3  balances
-    7    gallery verify
-=======
     6.2  certificates coupling
     6.3  balances minimiser
-    7    gallery verify sweep
->>>>>>> gibbs45
+    7    gallery verify
     7.1  survey
     8    report selftest
     8.1  experiment

@@ -159,6 +159,7 @@ SCHEMA = {
          "noise_state_correlation", "noise_kurtosis", "drift_square", "entropy_input", "reference_travelled",
          "reference_travelled_se", "reference_overlap", "reference_overlap_se",
          "reference_variance", "kick_fault"), ("replicate", "time")),
+    "test_prediction": ("replicate", "test_sample"), "test_label": ("test_sample",),
     "loss_unbiased": ("time",), "eta": ("time",), "prediction": ("replicate", "time", "sample"), "label": ("sample",),
     **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score",
                      "output_change", "test_loss"),
@@ -174,7 +175,8 @@ def whole(tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "PROBES", 2000)
         directory = tmp_path_factory.mktemp("whole")
-        return run(time=0.1, replicates=3, observables=None, bounds=1, directory=directory)
+        test = small.data(5, 3, seed=9)
+        return run(time=0.1, replicates=3, observables=None, bounds=1, directory=directory, test=test)
 
 
 def test_schema(whole) -> None:
@@ -191,9 +193,9 @@ def test_schema(whole) -> None:
 
 
 def test_all_observables_of_the_library_are_in_the_schema() -> None:
-    assert set(OBSERVABLES) == set(SCHEMA) - {"eta", "label"} - {n for n in SCHEMA if n.endswith(("_source",))} - {
-        n for n in SCHEMA if n.endswith("_se") and n not in OBSERVABLES
-    }
+    beside = {"eta", "label", "test_prediction", "test_label"} | {name for name in SCHEMA if name.endswith("_source")}
+    errors = {name for name in SCHEMA if name.endswith("_se") and name not in OBSERVABLES}
+    assert set(OBSERVABLES) == set(SCHEMA) - beside - errors
 
 
 def test_what_was_written_is_what_was_returned(whole) -> None:
