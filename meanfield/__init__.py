@@ -1,7 +1,7 @@
 """Wide two-layer neural networks as particle clouds.
 
 One step moves every cloud: z <- z + eta (-grad dF/dp(z) - lam z) + sqrt(2 lam eta) xi.  What differs is the
-objective F (`Risk`, `Minibatch`, `Potential`, `Linearised`), the scheme of the `Flow` and what is recorded.
+objective F (`Risk`, `Minibatch`, `Pairwise`, `Potential`, `Linearised`), the scheme of the `Flow` and what is recorded.
 Start with `datasets`, `Risk`, `Flow`, `simulate`, `verify`.  Names are loaded when they are first used, so
 that ``import meanfield`` costs next to nothing.
 """
@@ -18,6 +18,7 @@ _HOME = {
     "Risk": "risk",
     "Minibatch": "minibatch",
     "Potential": "objectives",
+    "Pairwise": "population",
     "Linearised": "linearised",
     "Unit": "units",
     "Activation": "units",
@@ -25,6 +26,7 @@ _HOME = {
     "Record": "planning",
     "Run": "results",
     "simulate": "simulate",
+    "sweep": "sweep",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
     "verify": "verify",
@@ -35,6 +37,7 @@ _MODULES = (
     "config",
     "datasets",
     "distances",
+    "ensemble",
     "entropy",
     "fokker_planck",
     "gibbs",
@@ -43,6 +46,7 @@ _MODULES = (
     "ntk",
     "observables",
     "plots",
+    "population",
     "teacher",
     "theory",
     "transport",
@@ -58,6 +62,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         config,
         datasets,
         distances,
+        ensemble,
         entropy,
         fokker_planck,
         gibbs,
@@ -66,6 +71,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         ntk,
         observables,
         plots,
+        population,
         teacher,
         theory,
         transport,
@@ -77,9 +83,11 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .minibatch import Minibatch
     from .objectives import Potential
     from .planning import Record
+    from .population import Pairwise
     from .results import Run
     from .risk import Risk
     from .simulate import simulate
+    from .sweep import sweep
     from .units import Activation, Unit
     from .verify import verify
 

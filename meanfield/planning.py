@@ -6,8 +6,8 @@ what names a run.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
 import meanfield.increments  # noqa: F401  (registers the checks of the noise)
 import meanfield.rates  # noqa: F401  (registers what the identities are checked by)
+import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError
@@ -118,6 +119,18 @@ class Plan:
             return stop - now, stop
         # Two equal steps rather than a long one and a sliver.
         return (eta if 2 * eta <= stop - now else (stop - now) / 2), None
+
+    def tested(self, flow: Flow, test: tuple[Array, Array] | None) -> "Plan":
+        """Return the plan whose observables know the test set."""
+        risk = flow.objective.full
+        if test is None or not isinstance(risk, Risk):
+            return self
+        held_out = replace(risk, x=test[0], y=test[1])
+        bound = (
+            replace(item, function=partial(item.function, test=held_out)) if item.on_test else item
+            for item in self.observables
+        )
+        return replace(self, observables=tuple(bound))
 
     def due(self, times: Sequence[float], before: float, now: float) -> bool:
         """Return whether one of the times lies in (before, now], so that every time is due once."""

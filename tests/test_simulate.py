@@ -150,7 +150,7 @@ def test_replicates_are_the_runs_of_their_numbers() -> None:
 
 
 COMBINED = ("w2_lower", "w2_upper", "kl_lower", "kl_upper", "energy_lower", "energy_upper", "kl_estimate",
-            "ntk_eigenvalue_min_upper")  # fmt: skip
+            "ntk_eigenvalue_min_upper", "kernel_drift", "kernel_alignment", "test_loss_unbiased")  # fmt: skip
 SCHEMA = {
     **dict.fromkeys(
         ("loss", "residual_defect", "residual_defect_se", "second_moment", "drift_rms", "travelled", "kl_account",
@@ -159,7 +159,8 @@ SCHEMA = {
          "reference_travelled_se", "reference_overlap", "reference_overlap_se",
          "reference_variance", "kick_fault"), ("replicate", "time")),
     "loss_unbiased": ("time",), "eta": ("time",), "prediction": ("replicate", "time", "sample"), "label": ("sample",),
-    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score"),
+    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score",
+                     "output_change", "test_loss"),
                     ("replicate", "bound_time")),
     **dict.fromkeys(("w2_plugin", "w2_plugin_null"), ("bound_time",)),
     **{name + end: ("bound_time",) for name in COMBINED for end in ("", "_se", "_source")},
