@@ -167,9 +167,12 @@ def _midpoint_drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
     length = 0.5 * eta * (-math.expm1(-rate) / rate if rate else 1.0)
     z = dynamics.objective.kick(cloud, push, length / c, dynamics.train).z
     blocks = -(-cloud.dimension // (2 if cloud.z.dtype == np.float64 else 4))
-    shared = whole.sigma * c / (1 + c * c)
-    noise = shared * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
-    noise += sigma / math.sqrt(1 + c * c) * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks)
+    noise = np.zeros_like(cloud.z)
+    if sigma:
+        shared = whole.sigma * c / (1 + c * c)
+        noise = shared * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
+        own = cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks)
+        noise += sigma / math.sqrt(1 + c * c) * own
     columns = trained(dynamics.train)
     middle = cloud.replace(
         z=_linear(z, c, noise, columns),
