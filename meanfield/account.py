@@ -177,7 +177,7 @@ def dissipation(channel: Channel, fisher: float, bends: tuple[float, float] = (0
     r = 0.5 * end * (1 + nodes)
     second, third = s2 * bends[0], s2 * s2 * bends[1]
     # At most 1 by Bakry and Emery; the floor, on the safe side, is for channels too long for the expansion.
-    shape = np.clip(1 - r * second + r * r * third, 0.1, 1.0)
+    shape = np.clip(1 - r * second + 0.5 * r * r * third, 0.1, 1.0)
     return float(0.5 * end * np.sum(weights * 0.5 * s2 * fisher / ((1 - r) ** 2 * shape)))
 
 
