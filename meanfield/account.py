@@ -171,7 +171,8 @@ def dissipation(channel: Channel, fisher: float, bends: tuple[float, float] = (0
 
     since E_s (P_s f)^2, E_s the mean a time s before the end, falls in s at the rate 2 e^{-2s} E_s |P_s grad f|^2: with
     f = grad^2 phi this bounds E_s |P_s grad^2 phi|^2 >= E|grad^2 phi|^2 - (1 - e^{-2s}) E|grad^3 phi|^2 from below, and
-    with f = grad phi the integral of that is the line above, exact for fields of degree three. With `bends` zero this is I >= e^{2t} I(end), whose integral is (a^-2 - 1) / 2 I(end): loose to first order.
+    with f = grad phi the integral of that is the line above, exact for fields of degree three. With `bends` zero this
+    is I >= e^{2t} I(end), whose integral is (a^-2 - 1) / 2 I(end): loose to first order.
     """
     s2, end = channel.variance_after, 1 - channel.correlation2
     nodes, weights = np.polynomial.legendre.leggauss(6)
