@@ -166,8 +166,10 @@ def _midpoint_drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
     rate = half.decay_time
     length = 0.5 * eta * (-math.expm1(-rate) / rate if rate else 1.0)
     z = dynamics.objective.kick(cloud, push, length / c, dynamics.train).z
-    noise = whole.sigma * c / (1 + c * c) * _normals(dynamics, cloud, eta)
-    noise += sigma / math.sqrt(1 + c * c) * _bridge(dynamics, cloud, eta)
+    noise = np.zeros_like(cloud.z)
+    if sigma:
+        noise = whole.sigma * c / (1 + c * c) * _normals(dynamics, cloud, eta)
+        noise += sigma / math.sqrt(1 + c * c) * _bridge(dynamics, cloud, eta)
     columns = trained(dynamics.train)
     middle = cloud.replace(
         z=_linear(z, c, noise, columns),

@@ -18,7 +18,8 @@ FLOORS = """
     0.04 identities generalisation
     0.06 aposteriori integrals
     0.1  account estimate progress signals fields parallel theory canvas readers inputs
-    0.12 extrapolation markov counters pareto
+    0.12 widths ensemble extrapolation markov counters pareto
+    0.15 maps
     0.2  claims config schemes verdicts newton
     1    units noise moments interactions
     1.05 gram
@@ -31,25 +32,28 @@ FLOORS = """
     2.3  spectrum regression
     3    objectives ntk
     3.1  risk quadrature
-    3.2  linearised minibatch exponential_family
+    3.2  linearised minibatch exponential_family population
     3.3  accounting
     3.4  steps solution
     3.5  hermite finite_volumes quantiles
     3.6  monge
     4    flow fokker_planck gibbs teacher complexity closures
+    4.1  lockstep duality
     5    observables store
-    5.1  bounds increments results
-    5.15 rates
+    5.1  bounds increments results minimum
+    5.15 rates regimes
     5.2  planning
     5.3  description
     6    simulate
     6.1  statements
-    6.2  certificates coupling minimiser
-    6.3  balances
-    7    gallery verify sweep
+    6.2  certificates coupling
+    6.3  balances minimiser
+    7    gallery verify
     7.1  survey
     8    report selftest
     8.1  experiment
+    8.2  grid workers
+    8.3  sweep
     9    cli
     9.1  __main__
 """
