@@ -1,7 +1,7 @@
 """Wide two-layer neural networks as particle clouds.
 
 One step moves every cloud: z <- z + eta (-grad dF/dp(z) - lam z) + sqrt(2 lam eta) xi.  What differs is the
-objective F (`Risk`, `Minibatch`, `Potential`, `Linearised`), the scheme of the `Flow` and what is recorded.
+objective F (`Risk`, `Minibatch`, `Pairwise`, `Potential`, `Linearised`), the scheme of the `Flow` and what is recorded.
 Start with `datasets`, `Risk`, `Flow`, `simulate`, `verify`.  Names are loaded when they are first used, so
 that ``import meanfield`` costs next to nothing.
 """
@@ -18,6 +18,7 @@ _HOME = {
     "Risk": "risk",
     "Minibatch": "minibatch",
     "Potential": "objectives",
+    "Pairwise": "population",
     "Linearised": "linearised",
     "Unit": "units",
     "Activation": "units",
@@ -25,6 +26,7 @@ _HOME = {
     "Record": "planning",
     "Run": "results",
     "simulate": "simulate",
+    "sweep": "sweep",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
     "verify": "verify",
@@ -35,18 +37,22 @@ _MODULES = (
     "config",
     "datasets",
     "distances",
+    "ensemble",
     "entropy",
     "fokker_planck",
     "gibbs",
     "intervals",
+    "lockstep",
     "noise",
     "ntk",
     "observables",
     "plots",
+    "population",
     "teacher",
     "theory",
     "transport",
     "units",
+    "widths",
 )
 
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
@@ -58,18 +64,22 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         config,
         datasets,
         distances,
+        ensemble,
         entropy,
         fokker_planck,
         gibbs,
         intervals,
+        lockstep,
         noise,
         ntk,
         observables,
         plots,
+        population,
         teacher,
         theory,
         transport,
         units,
+        widths,
     )
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
@@ -77,9 +87,11 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .minibatch import Minibatch
     from .objectives import Potential
     from .planning import Record
+    from .population import Pairwise
     from .results import Run
     from .risk import Risk
     from .simulate import simulate
+    from .sweep import sweep
     from .units import Activation, Unit
     from .verify import verify
 

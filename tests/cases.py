@@ -14,12 +14,13 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from meanfield import parallel, steps
+from meanfield import interactions, parallel, population, steps
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.flow import Flow
 from meanfield.linearised import Linearised
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective, Potential
+from meanfield.population import Pairwise
 from meanfield.risk import Risk
 from meanfield.schemes import SCHEMES
 from meanfield.units import Unit
@@ -228,6 +229,7 @@ _RNG = np.random.default_rng(7)
 X = _RNG.normal(size=(5, 3)) / 2
 Y = np.array([0.9, -0.4, 0.2, -0.8, 0.5])
 SIGNS = np.array([1.0, -1.0, 1.0, 1.0, -1.0])
+TEACHER = np.column_stack([X[:3], Y[:3]])
 
 
 def displaced(z, size):
@@ -277,6 +279,10 @@ OBJECTIVES: dict[str, Case] = {
         lambda cloud: Minibatch(network(), 2) + quartic() + Linearised(network(), about(cloud))
     ),
     "multiple": Case(lambda cloud: 0.7 * network("erf", centred=False)),
+    "population, erf": Case(lambda cloud: population.risk("erf", TEACHER, alpha=2.0)),
+    "population, relu, weighted": Case(lambda cloud: population.risk("relu", TEACHER), weighted=True),
+    "population, relu, sphere": Case(lambda cloud: population.risk("relu", TEACHER, inputs="sphere", alpha=3.0)),
+    "pairs": Case(lambda cloud: Pairwise(quartic(), interactions.Gaussian(1.5)) + 0.2 * quartic(), weighted=True),
 }
 
 
