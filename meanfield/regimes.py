@@ -54,8 +54,14 @@ def _own_drift(risk: Risk, cloud: Cloud, flow: Flow) -> float:
     def make() -> Array:
         return _plain_gram(risk, cloud.replace(z=origin(cloud, flow), reference=None), flow.train)
 
-    start = remembered(flow, f"own kernel {cloud.seed} {cloud.replicate} {cloud.z.shape} {cloud.start_std}", make)
+    key = f"own kernel {cloud.seed} {cloud.replicate} {cloud.z.shape} {cloud.start_std}"
+    start = remembered(flow, key, make, _given(cloud))
     return float(np.linalg.norm(_plain_gram(risk, cloud, flow.train) - start) / np.linalg.norm(start))
+
+
+def _given(cloud: Cloud) -> list[Array]:
+    """Return what of a cloud's start its seed does not tell."""
+    return [array for array in (cloud.start, cloud.weights) if array is not None]
 
 
 def _plain_gram(risk: Risk, cloud: Cloud, train: str) -> Array:
@@ -123,7 +129,7 @@ def output_change(cloud: Cloud, flow: Flow) -> float:
     if not risk.centred:
         key = f"own output {cloud.seed} {cloud.replicate} {cloud.z.shape} {cloud.start_std}"
         start = cloud.replace(z=origin(cloud, flow), reference=None)
-        change = change - remembered(flow, key, lambda: risk.prediction(start))
+        change = change - remembered(flow, key, lambda: risk.prediction(start), _given(cloud))
     return float(np.sqrt(np.mean(change**2)))
 
 
