@@ -85,7 +85,7 @@ def write(found: dict, out: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     chosen, begin, page = options(arguments), time.time(), ""
     repeats = chosen.repeats or (5 if chosen.quick else 15)
-    pool = Pool(chosen.threads, repeats, inner=0.02, budget=0.4 if chosen.quick else 3.0)
+    pool = Pool(chosen.threads, repeats, inner=0.1, budget=0.4 if chosen.quick else 3.0)
     bench, about = Bench(pool, chosen.quick), machine.describe(chosen.threads)
     older = kept(chosen.out, chosen.only)
     try:

@@ -26,6 +26,7 @@ _HOME = {
     "Record": "planning",
     "Run": "results",
     "simulate": "simulate",
+    "sweep": "sweep",
     "Cloud": "cloud",
     "gaussian_cloud": "cloud",
     "verify": "verify",
@@ -36,10 +37,12 @@ _MODULES = (
     "config",
     "datasets",
     "distances",
+    "ensemble",
     "entropy",
     "fokker_planck",
     "gibbs",
     "intervals",
+    "lockstep",
     "noise",
     "ntk",
     "observables",
@@ -49,6 +52,7 @@ _MODULES = (
     "theory",
     "transport",
     "units",
+    "widths",
 )
 
 __all__ = ["__version__", *sorted(_HOME), *_MODULES]
@@ -60,10 +64,12 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         config,
         datasets,
         distances,
+        ensemble,
         entropy,
         fokker_planck,
         gibbs,
         intervals,
+        lockstep,
         noise,
         ntk,
         observables,
@@ -73,6 +79,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
         theory,
         transport,
         units,
+        widths,
     )
     from .cloud import Cloud, gaussian_cloud
     from .flow import Flow
@@ -84,6 +91,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it equal t
     from .results import Run
     from .risk import Risk
     from .simulate import simulate
+    from .sweep import sweep
     from .units import Activation, Unit
     from .verify import verify
 

@@ -9,6 +9,7 @@ constants. All are explicit (ours). Pure functions of numbers; numpy alone is ne
     C3   (I1) with measured H and e gives the measured residual                 `integrals.residual_from`
     C4   lower bounds lie below upper bounds                                    `bracket_margin`
     C5   D(c_t) <= Q* <= Q(p_t), D the dual of Gibbs                            `dual_coefficients`, `dual_energy`
+         Q(p_t) - Q* falls at least as fast as log-Sobolev says                 `gibbs_log_sobolev`
 """
 
 import math
@@ -83,6 +84,30 @@ def dual_energy(c: ArrayLike, y: ArrayLike, log_partition: float, *, alpha: floa
     c, y = np.asarray(c, dtype=np.float64), np.asarray(y, dtype=np.float64)
     linear, square = lam / alpha * float(c @ y), len(y) * lam**2 / (4 * alpha**2) * float(c @ c)
     return linear - square - lam * log_partition
+
+
+def gibbs_log_sobolev(c: ArrayLike, G1: float, G2: float, largest_input: float = 1.0) -> Array:
+    """Return a with KL(q || p_c) <= I(q | p_c) / (2 a) for every law q, p_c ~ e^{c . psi} p0; bounded h.
+
+    a = e^{-G1^2 k^2 / 2} / L^2, k = sum_i abs(c_i), L = (s + sqrt(s^2 + 4)) / 2, s = G2 k max abs(x_i). Explicit
+    (ours): with g = c . h, p_c is the image of (theta, v), theta ~ e^{g^2 / 2} p0 / Z, v ~ N(0, 1), under v -> u = v +
+    g(theta). The first has e^{-osc} by [HolleyStroock87], osc <= G1^2 k^2 / 2; the second 1 [Gross75]; a product the
+    smaller of both; and a map of Lipschitz constant L divides by L^2.
+
+    Parameters
+    ----------
+    c : ndarray, shape (..., n)
+        Coefficients; or upper bounds on their sizes.
+    G1, G2 : float
+        sup abs(h), sup abs(h').
+    largest_input : float
+        The largest norm of an input.
+    """
+    positive(G1=G1, G2=G2, largest_input=largest_input)
+    k = np.abs(np.asarray(c, dtype=np.float64)).sum(axis=-1)
+    slope = G2 * k * largest_input
+    stretch = 0.5 * (slope + np.sqrt(slope**2 + 4.0))
+    return np.exp(-0.5 * (G1 * k) ** 2) / stretch**2
 
 
 def exit_time(times: ArrayLike, W2_lower: ArrayLike, W2_upper: ArrayLike, R: float) -> tuple[float, float]:

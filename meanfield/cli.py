@@ -1,4 +1,4 @@
-"""The command line: `meanfield run | verify | report | sim | compare | backends | selftest`.
+"""The command line: `meanfield run | sweep | verify | report | sim | compare | backends | selftest`.
 
 Exit codes: 0 done, 1 a check failed (or `compare` found different numbers), 2 bad input or usage, 3 the run diverged,
 130 interrupted with its state saved. Heavy packages are imported where they are used, so that help comes at once.
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"meanfield {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_sweep(commands)
     verify = commands.add_parser("verify", help="judge runs theorem by theorem (several, or a directory of runs)")
     verify.add_argument("directories", type=Path, metavar="DIR", nargs="+")
     verify.add_argument("--json", action="store_true", help="print the verdicts as JSON")
@@ -104,6 +105,18 @@ def _add_run(commands: Any) -> None:
     run.set_defaults(action=_run)
 
 
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="run every point of the table [sweep]; goes on where it was stopped")
+    sweep.add_argument("config", type=Path, metavar="CONFIG.toml")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="default: runs/sweeps/<name of the configuration>")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="points run at a time (default 1)")
+    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. cloud.m=512")
+    sweep.add_argument("--backend", default="auto", metavar="NAME", help="where contractions run")
+    sweep.add_argument("--threads", type=int, metavar="N", help="threads of one point (default: the cores / jobs)")
+    sweep.add_argument("--quiet", action="store_true", help="print errors alone")
+    sweep.set_defaults(action=_sweep)
+
+
 def _add_sim(commands: Any) -> None:
     sim = commands.add_parser("sim", help="reproduce a published figure or claim (exit 1 if a claim fails)")
     sim.add_argument("name", nargs="?", metavar="NAME", help="which one; --list shows all")
@@ -123,6 +136,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.show:
         print(configuration.dumps(config), end="")
         return 0
+    if config.sweep and not options.quiet:
+        _say("the table [sweep] is for `meanfield sweep`; this is a single run")
     return _carry(options, config, directory)
 
 
@@ -170,6 +185,36 @@ def _complain(violated: Sequence[str], directory: Path) -> int:
         return 0
     print(f"meanfield: ERROR: violated on {directory}: {'; '.join(violated)} (see verify.json)", file=sys.stderr)
     return 1
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from meanfield import backends, parallel
+    from meanfield import config as configuration
+    from meanfield.sweep import summary, sweep
+
+    config = configuration.load(options.config, options.set)
+    swept = [text for text in options.set if text.partition("=")[0].strip() in config.sweep]
+    if swept:
+        raise InputError(
+            f"--set {swept[0]} came, and the key is swept: type --set sweep.{swept[0].split('=')[0]}=[...]"
+        )
+    backends.check_name(options.backend)
+    if options.jobs == 1:
+        parallel.set_threads(options.threads)
+    directory = options.out or Path("runs") / "sweeps" / options.config.stem
+    data = sweep(
+        config,
+        directory,
+        jobs=options.jobs,
+        threads=options.threads,
+        backend=options.backend,
+        quiet=options.quiet,
+        say=(lambda text: None) if options.quiet else _say,
+    )
+    text, code = summary(data)
+    if not options.quiet:
+        print(f"{text}\n{directory / 'sweep.nc'}")
+    return code
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -224,6 +224,14 @@ def parse(mapping: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def at(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return the checked configuration with other values at dotted keys, as ``{"flow.lam": 0.1}``, and no sweep."""
+    mapping = to_dict(dataclasses.replace(config, sweep={}))
+    for key, value in values.items():
+        mapping = _with(mapping, key, value)
+    return parse(mapping)
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return nested plain mappings without the keys that are None; `parse` takes them back."""
     tree: dict[str, Any] = {}

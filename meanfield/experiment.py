@@ -1,6 +1,7 @@
 """From a configuration to a finished run directory: data, network, cloud, flow, records, checks, report.
 
-`build` makes the objects that a configuration names, `run` carries it through; the command line calls both.
+`build` makes the objects that a configuration names, `carry` simulates them in a run directory, `run` adds checks and
+the report.
 """
 
 import time as clock
@@ -20,6 +21,7 @@ from meanfield.errors import InputError
 from meanfield.flow import Flow
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
+from meanfield.planning import check_fits, check_start, checked_test, make_plan
 from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
 from meanfield.units import Unit
@@ -29,6 +31,7 @@ CONFIG = "config.toml"
 GIGABYTE = 1e9
 # Copies of a cloud that a step holds at once: state, reference, noise, and what is being made of them.
 COPIES = 8
+FEW = 64  # particles of a cloud that only stands for one of the configuration's size
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +44,8 @@ class Experiment:
     cloud: Cloud
 
 
-def build(config: RunConfig, backend: str = "auto") -> Experiment:
-    """Return the data, the flow and the starting cloud of a configuration.
+def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None = None) -> Experiment:
+    """Return the data (loaded, unless given), the flow and the starting cloud of a configuration.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def build(config: RunConfig, backend: str = "auto") -> Experiment:
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
     _check_memory(config)
-    data = datasets.load(config.data)
+    data = datasets.load(config.data) if data is None else data
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
     alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
@@ -64,6 +67,33 @@ def build(config: RunConfig, backend: str = "auto") -> Experiment:
     shape = config.cloud
     cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype)
     return Experiment(config, data, flow, cloud)
+
+
+def check(config: RunConfig, backend: str, data: datasets.Data) -> None:
+    """Refuse what `carry` would refuse, given the data, without a step; only explicit steps need the clouds for it.
+
+    Raises
+    ------
+    InputError
+        As `carry` raises it.
+    """
+    _check_memory(config)
+    shape, record, length = config.cloud, config.record, config.flow
+    alpha = configuration.resolve_alpha(config.network.alpha, shape.m)
+    few = {"cloud.m": min(shape.m, FEW), "network.alpha": alpha}
+    one = build(configuration.at(config, few), backend, data)
+    chosen, bounds, shots = record.observables or None, record.bounds_every, record.snapshots
+    plan = make_plan(one.flow, length.time, length.steps, chosen, (), record.every, bounds, shots, shape.replicates)
+    check_fits(one.flow, one.cloud)
+    checked_test(one.flow, _test(data))
+    if length.eta == "auto":
+        return
+    start = build(config, backend, data).cloud if one.flow.method.explicit else one.cloud
+    check_start(one.flow, plan, [start.replicated(r) for r in range(shape.replicates)])
+
+
+def _test(data: datasets.Data) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if data.x_test is None or data.y_test is None else (data.x_test, data.y_test)
 
 
 def _check_memory(config: RunConfig) -> None:
@@ -130,6 +160,20 @@ def run(
     Run
         With `verify.json`, `report.html` and `figures/` in its directory.
     """
+    done = carry(config, directory, backend=backend, quiet=quiet, say=say)
+    report(directory, done)
+    return done
+
+
+def carry(
+    config: RunConfig,
+    directory: Path,
+    *,
+    backend: str = "auto",
+    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> results.Run:
+    """Carry a configuration through as `run` does, without checks and report."""
     begin = clock.perf_counter()
     check_claim(config, directory)
     parallel.set_memory(config.output.memory_mb << 20)
@@ -141,8 +185,8 @@ def run(
     )
     for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}"] if say else ():
         say(note)  # type: ignore[misc]
-    record, test = config.record, experiment.data
-    done = simulate(
+    record = config.record
+    return simulate(
         experiment.flow,
         experiment.cloud,
         config.flow.time,
@@ -155,7 +199,7 @@ def run(
         directory=directory,
         checkpoint_seconds=config.output.checkpoint_seconds,
         quiet=quiet,
-        test=None if test.x_test is None or test.y_test is None else (test.x_test, test.y_test),
+        test=_test(experiment.data),
         files={CONFIG: configuration.dumps(config)},
         extra={
             "title": config.output.title or directory.name,
@@ -166,8 +210,6 @@ def run(
             "startup_seconds": round(clock.perf_counter() - begin, 4),
         },
     )
-    report(directory, done)
-    return done
 
 
 def _notes(experiment: Experiment) -> list[str]:

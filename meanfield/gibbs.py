@@ -10,7 +10,8 @@ for every c and every law p, and c* = -(2 alpha / (n lam)) r* at the fixed point
     Q(p) - Q* = |f(p) - f*|^2 / n + lam KL(p || p*)   for every p.
 
 So a gap bounds distances to the fixed point. Of a run with residuals r_t the choice is c_t = -(2 alpha / (n lam)) r_t,
-`certificate`. Without the quadratic term D is the dual of the least KL of a law that interpolates, `interpolation`.
+`certificate`; early, where D(c_t) is far below zero, `duality` has others. Without the quadratic term D is the dual of
+the least KL of a law that interpolates, `interpolation`.
 
 What is on the safe side. c is fitted on one draw of the nodes, and everything reported is measured on another: D(c) is
 a lower bound on Q* up to the error beside it, the bias of a logarithm being taken off. Q(p_c) is convex in the measured
@@ -117,7 +118,7 @@ class FixedPoint:
     @cached_property
     def dual(self) -> Estimate:
         """D(c), a lower bound on Q* up to its error."""
-        return _dual(self.law, self.lam, _penalty(self.law.risk, self.lam))
+        return _dual(self.law, self.lam, penalty_of(self.law.risk, self.lam))
 
 
 def fixed_point(risk: Risk, lam: float, *, nodes: int | None = None, seed: int = 0) -> FixedPoint:
@@ -155,8 +156,8 @@ def fixed_point(risk: Risk, lam: float, *, nodes: int | None = None, seed: int =
     O(nodes n (n + k)) a Newton step, of which there are 3 to 10. For laws of this form see also (5.4) and (5.5) of
     [CCGZ20].
     """
-    _check(risk, lam)
-    return FixedPoint(checked(_fitted(risk, _penalty(risk, lam), nodes, seed)), float(lam))
+    check_problem(risk, lam)
+    return FixedPoint(checked(_fitted(risk, penalty_of(risk, lam), nodes, seed)), float(lam))
 
 
 class Interpolation(NamedTuple):
@@ -183,7 +184,7 @@ def interpolation(risk: Risk, *, nodes: int | None = None, seed: int = 0) -> Int
     DivergedError
         If no law interpolates: equal or opposite inputs with labels that do not agree.
     """
-    _check(risk, 1.0)
+    check_problem(risk, 1.0)
     law = checked(_fitted(risk, 0.0, nodes, seed))
     return Interpolation(law, _dual(law, 1.0, 0.0))
 
@@ -235,15 +236,20 @@ def certificate(
     InputError
         As `fixed_point`, but few effective nodes only make the lower side -inf; or if shapes don't fit.
     """
-    _check(risk, lam)
+    law = law_at(risk, coefficients_of(risk, lam, residual), nodes=nodes, seed=seed)
+    doubt = law.doubt
+    lower = Estimate(-math.inf, 0.0, doubt) if doubt else _dual(law, lam, penalty_of(risk, lam))
+    upper = energy if isinstance(energy, Estimate) else Estimate(float(energy), 0.0, "given")
+    return Certificate(lower, upper, law, float(lam))
+
+
+def coefficients_of(risk: Risk, lam: float, residual: Array) -> Array:
+    """Return c_t = -(2 alpha / (n lam)) r_t, r_t of shape (n,) or the mean over replicates of shape (R, n)."""
+    check_problem(risk, lam)
     r = np.atleast_2d(np.asarray(residual, dtype=np.float64)).mean(axis=0)
     if r.shape != (risk.n,):
         raise InputError(f"residuals must have shape ({risk.n},) or (R, {risk.n}), got {np.shape(residual)}.")
-    law = law_at(risk, risk.coefficients(r) / lam, nodes=nodes, seed=seed)
-    doubt = law.doubt
-    lower = Estimate(-math.inf, 0.0, doubt) if doubt else _dual(law, lam, _penalty(risk, lam))
-    upper = energy if isinstance(energy, Estimate) else Estimate(float(energy), 0.0, "given")
-    return Certificate(lower, upper, law, float(lam))
+    return risk.coefficients(r) / lam
 
 
 def _fitted(risk: Risk, penalty: float, nodes: int | None, seed: int) -> GibbsLaw:
@@ -279,11 +285,13 @@ def _dual(law: GibbsLaw, lam: float, penalty: float) -> Estimate:
     return Estimate(float(lam * value), lam * log_z.se, log_z.source)
 
 
-def _penalty(risk: Risk, lam: float) -> float:
+def penalty_of(risk: Risk, lam: float) -> float:
+    """Return n lam / (2 alpha^2), the weight of |c|^2 / 2 in D(c) / lam."""
     return risk.n * lam / (2 * risk.alpha**2)
 
 
-def _check(risk: Risk, lam: float) -> None:
+def check_problem(risk: Risk, lam: float) -> None:
+    """Refuse a problem of which the dual is not known here."""
     if not isinstance(risk, Risk) or risk.loss != "square":
         raise InputError("Gibbs laws are for a Risk with loss='square'; the dual of other losses is not here.")
     if not (isinstance(lam, int | float | np.number) and math.isfinite(lam) and lam > 0):

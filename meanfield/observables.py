@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Observable:
         True: taken at bound times; False: at every record.
     pooled : bool
         Whether it takes all replicates at once.
+    on_test : bool
+        Whether it also takes `test`, the risk of the test set, or None where there is no test set.
     unit, text, zero : str
         Unit; one line on what it is; what it reads when the truth is zero.
     """
@@ -51,6 +53,7 @@ class Observable:
     dims: tuple[str, ...] = ()
     costly: bool = False
     pooled: bool = False
+    on_test: bool = False
     unit: str = ""
     text: str = ""
     zero: str = ""
@@ -59,6 +62,8 @@ class Observable:
 OBSERVABLES: dict[str, Observable] = {}
 # Numbers of a cloud that are squared at a time: they stay in a cache.
 BLOCK = 1 << 15
+# Of a large cloud H r is taken from every THINNED-th particle, if so many are left.
+THINNED, SAMPLED = 4, 1024
 # Bytes of starting points that a flow's clouds may keep together; those of larger clouds are drawn again.
 LARGEST_ORIGINS = 1 << 29
 _memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
@@ -79,10 +84,10 @@ def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -
         name = function.__name__
 
         @functools.wraps(function)
-        def checked(clouds: Any, flow: Flow) -> Any:
+        def checked(clouds: Any, flow: Flow, **more: Any) -> Any:
             for cloud in (clouds,) if isinstance(clouds, Cloud) else clouds:
                 remembered(cloud, "finite", functools.partial(demand_finite, cloud))
-            return function(clouds, flow)
+            return function(clouds, flow, **more)
 
         OBSERVABLES[name] = Observable(name, checked, unit=unit, text=text, zero=zero, **options)
         return checked
@@ -121,12 +126,11 @@ def mean_square(cloud: Cloud, values: Array, other: Array | None = None) -> floa
         for first in range(part.start, part.stop, rows):
             some = slice(first, min(first + rows, part.stop))
             gap = values[some] if other is None else values[some] - other[some]
-            squares = np.einsum("ij,ij->i", gap, gap).astype(np.float64, copy=False)
-            total += float(squares.sum() if cloud.weights is None else cloud.weights[some] @ squares)
+            total += inner_product(gap, gap, None if cloud.weights is None else cloud.weights[some])
         return total
 
     rows = 1 + BLOCK // values.shape[1]
-    total = parallel.sum_groups(part_sum, len(values), 16 * rows)
+    total = parallel.sum_blocks(part_sum, len(values), 4 * rows)
     return total / len(values) if cloud.weights is None else total
 
 
@@ -188,14 +192,17 @@ def _defect(cloud: Cloud, flow: Flow) -> tuple[Array, Array]:
 @observable("E|Z|^2 / D", zero="1 at p0")
 def second_moment(cloud: Cloud, flow: Flow) -> float:
     """Return the mean square of a coordinate over the cloud."""
-    return mean_square(cloud, cloud.z) / cloud.dimension
+    # One pass or several, the bits are the same.
+    square = moments(cloud, flow).square if _keeps_origin(cloud, flow) else mean_square(cloud, cloud.z)
+    return square / cloud.dimension
 
 
 @observable("rms drift sqrt(E|b|^2) of a particle", unit="length / time")
 def drift_rms(cloud: Cloud, flow: Flow) -> float:
-    """Return sqrt(E|b|^2), the mean over the cloud's own particles: for a network (2 alpha / n) sqrt(r . H r).
+    """Return sqrt(E|b|^2), the mean over particles of the cloud: for a network (2 alpha / n) sqrt(r . H r).
 
-    H r is found without H (`kernel_residual`), so that no Gram matrix of an earlier step enters.
+    H r is found without H (`kernel_residual`), so that no Gram matrix of an earlier step enters; for a large cloud from
+    a quarter of its particles.
     """
     objective = flow.objective.full
     if isinstance(objective, Risk):
@@ -205,7 +212,11 @@ def drift_rms(cloud: Cloud, flow: Flow) -> float:
 
 
 def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
-    """Return H r of the cloud, shape (n,): from its Gram matrix if a step has measured it, else in a pass of O(n d)."""
+    """Return H r of the cloud, shape (n,): from its Gram matrix if a step has measured it, else in a pass of O(n d).
+
+    The pass goes over every k-th particle, other ones from step to step, k <= `THINNED` such that at least `SAMPLED`
+    are left: all of them would cost an eighth of a step, and the error of sampling is at most twice the cloud's own.
+    """
     risk = network(flow)
 
     def make() -> Array:
@@ -213,7 +224,11 @@ def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
         gram = risk.measured_gram(cloud, flow.train)
         if gram is not None:
             return gram @ r
-        return ntk.product(risk.unit.h, risk.inputs, cloud.z, r, cloud.weights, flow.train)
+        k = max(1, min(THINNED, cloud.m // SAMPLED))
+        some = slice(cloud.step % k, None, k)
+        weights = None if cloud.weights is None else cloud.weights[some] / cloud.weights[some].sum()
+        dtype = np.float64 if k == 1 else np.float32  # rounding is nothing beside what thinning does
+        return ntk.product(risk.unit.h, risk.inputs, cloud.z[some], r, weights, flow.train, dtype=dtype)
 
     return remembered(cloud, f"kernel residual {flow.train}", make)
 
@@ -230,7 +245,56 @@ def generator_rms(cloud: Cloud, flow: Flow) -> float:
 @observable("mean square distance travelled, E|Z_t - Z_0|^2", unit="length^2")
 def travelled(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z_t - Z_0|^2, which is O(1) however little the law moves."""
-    return mean_square(cloud, cloud.z, origin(cloud, flow))
+    return moments(cloud, flow).travelled
+
+
+def _keeps_origin(cloud: Cloud, flow: Flow) -> bool:
+    return cloud.start is not None or cloud.replicate in remembered(flow, "origins", dict)
+
+
+class Moments(NamedTuple):
+    """E|Z|^2, E|Z - Z_0|^2, E|Z - Zbar|^2, E|Zbar - Z_0|^2, E (Zbar - Z_0) . Z_0; the last three NaN without Zbar."""
+
+    square: float
+    travelled: float
+    distance: float
+    reference_travelled: float
+    reference_along: float
+
+
+def moments(cloud: Cloud, flow: Flow) -> Moments:
+    """Return what a cloud, its reference and its start say of each other, in one pass over the three."""
+
+    def make() -> Moments:
+        start, far = origin(cloud, flow), cloud.reference
+        rows = 1 + BLOCK // cloud.dimension
+
+        def part_sum(part: slice) -> Array:
+            total = np.zeros(len(Moments._fields))
+            for first in range(part.start, part.stop, rows):
+                some = slice(first, min(first + rows, part.stop))
+                weights = None if cloud.weights is None else cloud.weights[some]
+                z, begun = cloud.z[some], start[some]
+                moved = z - begun
+                total[:2] += inner_product(z, z, weights), inner_product(moved, moved, weights)
+                if far is not None:
+                    gap, moved = z - far[some], far[some] - begun
+                    total[2:4] += inner_product(gap, gap, weights), inner_product(moved, moved, weights)
+                    total[4] += inner_product(moved, begun, weights)
+            return total
+
+        sums = parallel.sum_blocks(part_sum, cloud.m, 4 * rows) / (cloud.m if cloud.weights is None else 1)
+        if far is None:
+            sums[2:] = math.nan
+        return Moments(*(float(v) for v in sums))
+
+    return remembered(cloud, "moments", make)
+
+
+def inner_product(a: Array, b: Array, weights: Array | None) -> float:
+    """Return sum_j w_j a_j . b_j over rows in float64, w = 1 without weights."""
+    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    return float(np.vdot(a, b) if weights is None else weights @ np.einsum("ij,ij->i", a, b))
 
 
 def origin(cloud: Cloud, flow: Flow) -> Array:
@@ -256,7 +320,10 @@ def origin(cloud: Cloud, flow: Flow) -> Array:
 @observable("mean square distance to the coupled reference, E|Z - Zbar|^2: an upper bound on W2^2", unit="length^2")
 def coupled_distance(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z - Zbar|^2, as (I5) has it (no rescaling of the Euler schemes' reference)."""
-    return remembered(cloud, "distance", lambda: mean_square(cloud, cloud.z, coupled(cloud)))
+    far = coupled(cloud)
+    if _keeps_origin(cloud, flow):
+        return moments(cloud, flow).distance
+    return remembered(cloud, "distance", lambda: mean_square(cloud, cloud.z, far))
 
 
 @observable("defect of identity (I5): measured minus integrated E|Z - Zbar|^2", unit="length^2", zero="rounding error")

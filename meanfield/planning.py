@@ -6,18 +6,20 @@ what names a run.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 import meanfield.bounds  # noqa: F401  (registers the costly observables)
 import meanfield.increments  # noqa: F401  (registers the checks of the noise)
+import meanfield.minimum  # noqa: F401  (registers the bounds on min Q)
 import meanfield.rates  # noqa: F401  (registers what the identities are checked by)
+import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
-from meanfield.errors import InputError
+from meanfield.errors import DivergedError, InputError
 from meanfield.flow import Flow
 from meanfield.inputs import checked
 from meanfield.objectives import Scaled, terms
@@ -118,6 +120,18 @@ class Plan:
             return stop - now, stop
         # Two equal steps rather than a long one and a sliver.
         return (eta if 2 * eta <= stop - now else (stop - now) / 2), None
+
+    def tested(self, flow: Flow, test: tuple[Array, Array] | None) -> "Plan":
+        """Return the plan whose observables know the test set."""
+        risk = flow.objective.full
+        if test is None or not isinstance(risk, Risk):
+            return self
+        held_out = replace(risk, x=test[0], y=test[1])
+        bound = (
+            replace(item, function=partial(item.function, test=held_out)) if item.on_test else item
+            for item in self.observables
+        )
+        return replace(self, observables=tuple(bound))
 
     def due(self, times: Sequence[float], before: float, now: float) -> bool:
         """Return whether one of the times lies in (before, now], so that every time is due once."""
@@ -225,9 +239,13 @@ def check_start(flow: Flow, plan: Plan, clouds: Sequence[Cloud]) -> None:
         If the loss is not finite, or the step is unstable or none.
     """
     for cloud in clouds:
-        value = flow.objective.full.value(cloud)
+        advice = "check the activation, the data and the particles"
+        try:
+            value = flow.objective.full.value(cloud)
+        except DivergedError as error:
+            raise InputError(f"there is no loss at the start ({error}); {advice}") from error
         if not np.isfinite(value):
-            raise InputError(f"the loss at the start is {value}; check the activation, the data and the particles")
+            raise InputError(f"the loss at the start is {value}; {advice}")
     eta = min(flow.propose(clouds), plan.end)
     if not (np.isfinite(eta) and eta > 0):
         raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step 0")

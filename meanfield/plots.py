@@ -8,6 +8,7 @@ report and the tests find it in FIGURES.
     plots.loss(data)                  axes of one figure; plots.loss(data, ax) draws into yours
     plots.summary(data)               all of them on one sheet
     plots.save(data, directory)       PNG and PDF of each
+    plots.regime_map(data)            of a sweep, as plots.coordinate_check (`maps`)
 
 Read next: `readings`, which turns a Dataset into the curves drawn here; `canvas`, for style and numbers.
 """
@@ -20,9 +21,10 @@ import numpy as np
 from meanfield import canvas, readings, theory
 from meanfield.canvas import BLUE, GREEN, GREY, INK, MARKERS, ORANGE, PURPLE, number
 from meanfield.errors import InputError
+from meanfield.maps import coordinate_check, regime_map
 from meanfield.panels import FIGURES, Panel, available, panel
 
-__all__ = ["FIGURES", "Panel", "available", "panel", "save", "summary"]
+__all__ = ["FIGURES", "Panel", "available", "coordinate_check", "panel", "regime_map", "save", "summary"]
 
 TIME = r"time $t$ of equation (3.4)"
 

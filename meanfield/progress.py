@@ -109,3 +109,17 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Count:
+    """Points of a grid as they end: "[3/12], 2 min 05 s left", the time by the mean of those that have ended."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._ended, self._first = total, 0, clock.monotonic()
+
+    def next(self) -> str:
+        """Count one more, and say how many there are and what time is left."""
+        self._ended += 1
+        left = (clock.monotonic() - self._first) * (self._total - self._ended) / self._ended
+        rest = f", {duration(left)} left" if self._ended < self._total else ""
+        return f"[{self._ended}/{self._total}{rest}]"

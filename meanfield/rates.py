@@ -21,7 +21,7 @@ from meanfield.observables import (
     accounted,
     coupled,
     kernel_residual,
-    mean_square,
+    moments,
     network,
     observable,
     origin,
@@ -82,7 +82,8 @@ def entropy_input(clouds: Sequence[Cloud], flow: Flow) -> Array:
 @observable("mean square distance of the reference from its start", unit="length^2", zero="2 D (1 - e^(-lam t))")
 def reference_travelled(cloud: Cloud, flow: Flow) -> float:
     """Return E|Zbar_t - Z_0|^2, which depends on lam and the time alone (certificate C0)."""
-    return mean_square(cloud, coupled(cloud), origin(cloud, flow))
+    coupled(cloud)
+    return moments(cloud, flow).reference_travelled
 
 
 @observable("standard error of reference_travelled", unit="length^2", zero="not zero: it is an error bar")
@@ -109,18 +110,31 @@ def reference_overlap_se(cloud: Cloud, flow: Flow) -> float:
 
 
 def _overlap(cloud: Cloud, flow: Flow) -> tuple[float, float]:
-    def make() -> tuple[float, float]:
-        columns = steps.trained(flow.train)
-        start = origin(cloud, flow)[:, columns].astype(np.float64, copy=False)
-        moved = coupled(cloud)[:, columns] - start
-        squares = np.einsum("ij,ij->i", start, start)
-        mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
-        change = float(mass @ np.einsum("ij,ij->i", moved, start)) / float(mass @ squares)
-        left = moved - change * start
-        v = float(mass @ np.einsum("ij,ij->i", left, left)) / start.shape[1]
-        return 1 + change, math.sqrt(v * float(mass**2 @ squares)) / float(mass @ squares)
+    """Return the overlap 1 + b, b = E[(Zbar - Z_0) . Z_0] / E|Z_0|^2, and its standard error.
 
-    return remembered(cloud, f"overlap {flow.train}", make)
+    What is left, Zbar - Z_0 - b Z_0, has the mean square E|Zbar - Z_0|^2 - b E[(Zbar - Z_0) . Z_0].
+    """
+    coupled(cloud)
+    moved, along = moments(cloud, flow)[3:]
+    mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
+    square, spread = _squares_of_origin(cloud, flow, mass)
+    size = len(np.arange(cloud.dimension)[steps.trained(flow.train)])
+    left = max(moved - along * along / square, 0.0) / size
+    return 1 + along / square, math.sqrt(left * spread) / square
+
+
+def _squares_of_origin(cloud: Cloud, flow: Flow, mass: Array) -> tuple[float, float]:
+    """Return sum w |Z_0|^2 and sum w^2 |Z_0|^2 over the trained coordinates, remembered while the start is kept."""
+    start, kept = origin(cloud, flow), remembered(flow, "origins", dict)
+    name = f"squares {cloud.replicate} {flow.train}"
+    if name in kept and kept.get(cloud.replicate) is start:
+        return kept[name]
+    some = start[:, steps.trained(flow.train)].astype(np.float64, copy=False)
+    squares = np.einsum("ij,ij->i", some, some)
+    found = float(mass @ squares), float(mass**2 @ squares)
+    if kept.get(cloud.replicate) is start:
+        kept[name] = found
+    return found
 
 
 @observable("variance s^2 of a coordinate of the reference, as the scheme knows it", zero="1 but for Euler's steps")

@@ -215,19 +215,22 @@ class Risk(Objective):
     # Objective --------------------------------------------------------------------------------------------------
 
     def value(self, cloud: Cloud) -> float:
-        """Return L, the mean loss over the samples."""
-        return float(self.losses(self.prediction(cloud)).mean())
+        """Return L, the mean loss over the samples; DivergedError for a cloud whose predictions are not finite."""
+        return float(self.losses(self._finite_prediction(cloud)).mean())
 
     def first_variation(self, cloud: Cloud, points: Array) -> Array:
-        """Return dL/dp = (2 alpha / n) sum_i r_i psi_i at points (k, D)."""
-        c = self.coefficients(self.residual(self.prediction(cloud)))
+        """Return dL/dp = (2 alpha / n) sum_i r_i psi_i at points (k, D); DivergedError as `value`."""
+        c = self.coefficients(self.residual(self._finite_prediction(cloud)))
         points = np.asarray(points)
         return -points[:, -1] * (self.unit.h.value(points[:, :-1] @ self.inputs.T) @ c)
 
     def gradient(self, cloud: Cloud) -> Array:
-        """Return grad dL/dp at the particles, shape (m, D)."""
-        c = self.coefficients(self.residual(self.prediction(cloud)))
+        """Return grad dL/dp at the particles, shape (m, D); DivergedError as `value`."""
+        c = self.coefficients(self.residual(self._finite_prediction(cloud)))
         return -self.engine(cloud.m).pullback(self.unit.h, self.inputs, cloud.z, c)
+
+    def _finite_prediction(self, cloud: Cloud) -> Array:
+        return demand_values(self.prediction(cloud), f"the prediction of the cloud at step {cloud.step}")
 
     def generator(self, cloud: Cloud, train: str = "both", decay: float = 1.0) -> Array:
         """Return e_i = E_p[Laplace psi_i - decay z . grad psi_i], centred where the dynamics are, shape (n,)."""

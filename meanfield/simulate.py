@@ -154,7 +154,7 @@ class _Loop:
     def __init__(
         self, flow: Flow, plan: Plan, cloud: Cloud, keeping: Keeping, test: tuple[Array, Array] | None
     ) -> None:
-        self.flow, self.plan, self.start, self.keeping, self.test = flow, plan, cloud, keeping, test
+        self.flow, self.plan, self.start, self.keeping, self.test = flow, plan.tested(flow, test), cloud, keeping, test
         self.directory = keeping.directory
         self.identity = identity(flow, plan, cloud)
         self.state = Progress([], Recorder())

@@ -34,6 +34,7 @@ from meanfield.aposteriori import dual_coefficients as dual_coefficients
 from meanfield.aposteriori import dual_energy as dual_energy
 from meanfield.aposteriori import energy_kl as energy_kl
 from meanfield.aposteriori import exit_time as exit_time
+from meanfield.aposteriori import gibbs_log_sobolev as gibbs_log_sobolev
 from meanfield.aposteriori import girsanov as girsanov
 from meanfield.aposteriori import kernel_margin as kernel_margin
 from meanfield.aposteriori import loss_certificate as loss_certificate
@@ -43,6 +44,7 @@ from meanfield.aposteriori import safe_minimum as safe_minimum
 from meanfield.aposteriori import travelled as travelled
 from meanfield.assumptions import Array, not_negative, positive, suprema_of
 from meanfield.errors import InputError
+from meanfield.generalisation import ball as ball
 from meanfield.generalisation import classification_after as classification_after
 from meanfield.generalisation import classification_bound as classification_bound
 from meanfield.generalisation import classification_simple as classification_simple

@@ -35,6 +35,7 @@ CHECKS: tuple[Callable[[Any, list[Cloud]], list[Verdict]], ...] = (
     certificates.c4,
     certificates.injective,
     minimiser.c5,
+    minimiser.relaxation,
     certificates.records_agree,
 )
 

@@ -10,6 +10,9 @@ are integrated along measured series and compared with the measured change, the 
 pairs of replicates. (I2) needs averages over particles alone, and is measured on a nonlinear network with entropy and
 without (lam = 0, where the loss is the free energy and falls at every step). KL and I are known of a bilinear network,
 whose law stays Gaussian: there (I3) and (I4) are measured from second moments.
+
+The equation itself, solved for one input by Hermite polynomials and by finite volumes, knows KL and I of a nonlinear
+network: there all identities, (I1) df/dt = -kappa H r + alpha lam e too, are held against differences in time.
 """
 
 import functools
@@ -18,31 +21,39 @@ import itertools
 import numpy as np
 
 import meanfield as mf
-from meanfield import canvas, datasets, readings
+from meanfield import canvas, datasets, fokker_planck, readings
 from meanfield.claims import Claim, at_most, jackknife, rate
 from meanfield.cloud import gaussian_cloud
 from meanfield.estimate import student_factor
 
 TITLE = "Free energy bracket, loss and relative entropy over time; measured dissipation; defects of the identities"
 STATEMENT = "gradient flow of Q, equation (3.4)"
-MINUTES = 3
+MINUTES = 4
 
 LAM, END = 0.1, 4.0
 IDENTITIES = ("(I2)", "(I3)", "(I4)")
+FINER = 8  # times at which a solution of the equation is read, to one at which it is differentiated
+SOLVERS = {"spectral": "Hermite polynomials", "volumes": "finite volumes"}
 GRID = [
     {"part": "network", "lam": LAM, "m": 4096, "steps": 300, "replicates": 8, "seed": 0},
     {"part": "network", "lam": 0.0, "m": 4096, "steps": 300, "replicates": 8, "seed": 0},
     *({"part": "gaussian", "lam": LAM, "m": 8192, "steps": 300, "replicates": 8, "seed": 100 * D, "D": D}
       for D in (3, 6, 11)),
+    {"part": "equation", "solver": "spectral", "size": [96, 32], "times": 32},
+    {"part": "equation", "solver": "volumes", "size": [160, 160], "times": 8},
 ]  # fmt: skip
-SMOKE = [point | {"m": 256, "steps": 60, "replicates": 4} for point in GRID]
+SMOKE = [
+    *(point | {"m": 256, "steps": 60, "replicates": 4} for point in GRID[:5]),
+    {"part": "equation", "solver": "spectral", "size": [64, 24], "times": 2},
+    {"part": "equation", "solver": "volumes", "size": [32, 32], "times": 2},
+]
 
 
 # --- building -----------------------------------------------------------------------------------------------------
 
 
 def build(point: dict):
-    return (_network if point["part"] == "network" else _gaussian)(point)
+    return {"network": _network, "gaussian": _gaussian, "equation": _equation}[point["part"]](point)
 
 
 def lengths(steps: int) -> list[float]:
@@ -83,6 +94,25 @@ def _gaussian(point: dict):
     x, y = datasets.sphere(n=d, d=d, teacher="linear", seed=4)
     risk = mf.Risk(x, y, mf.Unit("linear"), 2.0)
     return _simulate(point, risk, ["loss"], [mf.Record(tangent), mf.Record(moments)], 0).data
+
+
+def _equation(point: dict):
+    """Both sides of (I1) to (I4) along a solution with one input, and what the free energy is made of."""
+    risk = mf.Risk([[0.4], [1.0]], [0.5, 0.8], mf.Unit("erf"), 4.0)
+    size = tuple(point["size"])
+
+    def solved(count: int) -> fokker_planck.Solution:
+        times = END * (np.arange(count + 1) / count) ** 2
+        if point["solver"] == "spectral":
+            return fokker_planck.spectral(risk, LAM, times, modes=size, estimate=False)
+        return fokker_planck.volumes(risk, LAM, times, cells=size, tolerance=1e-7, estimate=False)
+
+    # Differences in time at few times; many for the integral of the dissipation.
+    few, many = solved(point["times"]), solved(FINER * point["times"])
+    held = fokker_planck.identities(few)
+    out = {"t": few.times, "rate": held["I4"].rate, **{name: identity.gap for name, identity in held.items()}}
+    return out | {"at": many.times, "Q": many.energy, "KL": many.kl, "I": many.fisher, "B": many.drift_square,
+                  "S": many.noise_work, "dissipation": many.dissipation}  # fmt: skip
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -179,7 +209,26 @@ def claims(results) -> list[Claim]:
     for name, values in found.items():
         text = f"{name}: largest defect in standard errors"
         out.append(at_most(text, float(np.abs(values).max()), 2 * student_factor(replicates, 0.975), full=True))
-    return [*out, *_bracket_claims(warm), *_cold_claims(cold)]
+    return [*out, *_bracket_claims(warm), *_cold_claims(cold), *_equation_claims(results)]
+
+
+def _equation_claims(results) -> list[Claim]:
+    spectral, volumes = (results.where(part="equation", solver=s).found[0].data for s in SOLVERS)
+    names = ("I1", "I2", "I3", "I4")
+    out = []
+    for data, name, bound in ((spectral, "Hermite polynomials", 1e-6), (volumes, "finite volumes", 2e-2)):
+        gap = max(float(data[k].max()) for k in names)
+        text = f"the equation by {name}: largest relative gap of (I1) to (I4)"
+        out.append(at_most(text, gap, bound, full=True))
+    t, energy = spectral["at"].values, spectral.Q.values
+    defect = np.abs(energy[0] - energy - integral(t, spectral.dissipation.values)).max() / energy[0]
+    text = "the equation: Q lost minus integral of the dissipation, over Q at the start"
+    out.append(at_most(text, float(defect), 1e-5, full=True))
+    rises = max(float(np.diff(data.Q.values).max()) for data in (spectral, volumes))
+    out.append(at_most("the equation: largest rise of Q from one time to the next", rises, 0.0))
+    least = float((spectral.I.values - 2 * spectral.KL.values).min())
+    out.append(at_most("the equation: log-Sobolev inequality, largest 2 KL - I", -least, 1e-9))
+    return out
 
 
 def _bracket_claims(data) -> list[Claim]:
@@ -208,12 +257,14 @@ def _cold_claims(data) -> list[Claim]:
 
 
 def plot(results) -> dict:
-    figure, axes = canvas.sheet(2, 2, width=5.4, height=3.8)
+    figure, axes = canvas.sheet(3, 2, width=5.4, height=3.8)
     warm, cold = results.one(part="network", lam=LAM), results.one(part="network", lam=0.0)
     _energy_panel(axes[0], warm)
     _cold_panel(axes[1], cold)
     _dissipation_panel(axes[2], *everything(results)[-3])
     _defect_panel(axes[3], everything(results))
+    _equation_panel(axes[4], results.where(part="equation", solver="spectral").found[0].data)
+    _gap_panel(axes[5], results)
     return {"energy": figure}
 
 
@@ -298,3 +349,41 @@ def _defect_panel(ax, found) -> None:
     canvas.log_axis(ax.xaxis, END / 300, END * 1.1)
     _time(ax)
     canvas.legend(ax, "upper left", f"judged at the markers; lines: {t_factor:.2f}, {2 * t_factor:.2f}", columns=4)
+
+
+def _equation_panel(ax, data) -> None:
+    few = data.t.values > 0
+    ax.plot(data.t.values[few], -data.rate.values[few], color=canvas.INK, ls="none", marker="x", ms=4,
+            label=r"$-dQ/dt$, differences")  # fmt: skip
+    t = data["at"].values
+    later = t > 0
+    terms = (
+        (data.dissipation.values, canvas.BLUE, "-", r"$E|b - \lambda\nabla\log(p/p_0)|^2$"),
+        (data.B.values, canvas.ORANGE, "--", r"$E|b|^2$"),
+        (LAM**2 * data.I.values, canvas.GREEN, "-.", r"$\lambda^2 I$"),
+        (2 * LAM * data.S.values, canvas.PURPLE, ":", r"$2\lambda S$"),
+    )
+    for values, colour, line, label in terms:
+        ax.plot(t[later], np.where(values > 0, values, np.nan)[later], color=colour, ls=line, label=label)
+    ax.set(title="(I4) of the equation itself, one input (P1, α = 4)", ylabel="free energy a unit of time")
+    canvas.log_axis(ax.xaxis, t[1], t[-1] * 1.1)
+    canvas.log_axis(ax.yaxis, *canvas.positive_limits(data.dissipation.values[later], data.B.values[later]))
+    _time(ax)
+    canvas.legend(ax, "lower left")
+
+
+def _gap_panel(ax, results) -> None:
+    styles = {"I1": canvas.PURPLE, "I2": canvas.ORANGE, "I3": canvas.GREEN, "I4": canvas.BLUE}
+    limits = []
+    for solver, line in zip(SOLVERS, ("-", "--"), strict=True):
+        data = results.where(part="equation", solver=solver).found[0].data
+        for k, (name, colour) in enumerate(styles.items()):
+            label = f"({name}), {SOLVERS[solver]}"
+            gaps = np.maximum(data[name].values[1:], 1e-14)
+            ax.plot(data.t.values[1:], gaps, color=colour, ls=line, marker=canvas.MARKERS[k], ms=3, lw=1, label=label)
+            limits.append(gaps)
+    ax.set(title="The equation: both sides of each identity", ylabel="relative gap")
+    canvas.log_axis(ax.xaxis, END / 6400, END * 1.1)
+    canvas.log_axis(ax.yaxis, min(map(np.min, limits)) / 2, 1e4 * max(map(np.max, limits)))
+    _time(ax)
+    canvas.legend(ax, "upper left", columns=2)

@@ -11,7 +11,7 @@ import pytest
 
 import meanfield as mf
 from meanfield import backends, parallel
-from meanfield.backends import Motion, reference
+from meanfield.backends import Motion, Moved, reference
 from meanfield.cloud import cloud_at, gaussian_cloud
 from meanfield.errors import InputError
 from meanfield.noise import Stream
@@ -22,6 +22,7 @@ TRAIN = ("both", "u", "theta")
 # KeOps compiles for seconds a formula: there two activations stand for all.
 MEMBERS = [(b, a) for b in ("numpy", *HERE) for a in ACTIVATIONS if b != "keops" or a in ("tanh", "relu")]
 CLOSE = {"float64": 1e-11, "float32": 2e-4}
+ROUNDED = 2e-5  # what a bound worked in single precision may add, relative, for so few samples
 
 
 class Problem:
@@ -63,6 +64,20 @@ def calls(name: str, p: Problem, backend: backends.Backend, activation: Activati
     return [*both, backend.descend(activation, x, z, None, None, lambda psi: 0.5 - psi, explicit, train)[0]]
 
 
+def agree(function: str, found: list, wanted: list, close: float) -> None:
+    """Fail unless every part is that of the definition; a kick's remainder is a bound that may be larger."""
+    for k, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        if not np.isfinite(b).all():
+            assert not np.isfinite(a).all(), function
+            continue
+        atol = close * max(1.0, float(np.abs(b).max()))
+        if function == "kick" and Moved._fields[k : k + 1] == ("remainder",):
+            assert b - atol <= a <= (1 + ROUNDED) * b + atol
+        else:
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=function)
+
+
 FUNCTIONS = ("predict", "pullback", "measure", "kick", "midpoint_kick", "roughness", "move", "descend")
 
 
@@ -75,13 +90,7 @@ def test_every_backend_computes_what_the_reference_does(name: str, activation: s
             for train in TRAIN if function not in ("predict",) else ("both",):
                 found = calls(function, problem, backend, h, train)
                 wanted = calls(function, problem, reference.BACKEND, h, train)
-                for a, b in zip(found, wanted, strict=True):
-                    a, b = np.asarray(backend.asnumpy(a), float), np.asarray(b, float)
-                    if not np.isfinite(b).all():
-                        assert not np.isfinite(a).all(), (function, train)
-                        continue
-                    scale = max(1.0, float(np.abs(b).max()))
-                    np.testing.assert_allclose(a, b, rtol=0, atol=CLOSE[dtype] * scale, err_msg=f"{function} {train}")
+                agree(function, [backend.asnumpy(part) for part in found], wanted, CLOSE[dtype])
 
 
 @pytest.mark.parametrize("name", ["numpy", *HERE])
@@ -168,8 +177,7 @@ def test_an_activation_of_the_users_own(jet) -> None:
     own, p, engine = Activation("own", jet), Problem("float64"), backends.get("cpu")
     assert (rows(own, np.dtype("float64")) is not None) == (jet is arctan_jet)
     for function in ("predict", "measure", "kick", "move", "descend"):
-        for a, b in zip(*(calls(function, p, b, own, "both") for b in (engine, reference.BACKEND)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * max(1.0, float(np.abs(b).max())))
+        agree(function, *(calls(function, p, b, own, "both") for b in (engine, reference.BACKEND)), 1e-11)
 
 
 @pytest.mark.parametrize("name", ["numpy", *[name for name in HERE if name != "keops"]])

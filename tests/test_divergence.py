@@ -60,6 +60,20 @@ def test_steps_of_every_objective(name: str, scheme: str) -> None:
         flow(scheme, name).step(cloud)
 
 
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("name", ["square", "logistic", "minibatch"])
+def test_what_a_risk_says_of_them(name: str, poison: str) -> None:
+    """Value, gradient and first variation, asked twice: a refusal is not remembered as an answer."""
+    case = OBJECTIVES[name]
+    good = case.cloud()
+    bad, objective = poisoned(good, poison), case.build(good)
+    for ask in (objective.value, objective.gradient, lambda cloud: objective.first_variation(cloud, good.z)):
+        assert np.isfinite(ask(good)).all()
+        for _ in range(2):
+            with pytest.raises(DivergedError, match="the prediction of the cloud at step 0 is not finite"):
+                ask(bad)
+
+
 @pytest.mark.parametrize("poison", ["NaN in theta", "NaN everywhere"])
 def test_what_a_step_may_be(poison: str) -> None:
     cloud = poisoned(OBJECTIVES["square"].cloud(), poison)
@@ -82,7 +96,7 @@ def test_observables_and_bounds(name: str, poison: str) -> None:
 
 def test_a_run_that_starts_there_is_bad_input() -> None:
     cloud = poisoned(OBJECTIVES["square"].cloud(m=40), "NaN in theta")
-    with pytest.raises(InputError, match="the loss at the start is nan"):
+    with pytest.raises(InputError, match="no loss at the start .*the prediction of the cloud at step 0 is not finite"):
         simulate(flow(), cloud, time=0.1)
 
 

@@ -61,8 +61,8 @@ def test_starts_are_drawn_once_a_run_and_again_where_they_are_too_large(monkeypa
     flow, draws = small.flow(), []
     origin = Cloud.origin
     monkeypatch.setattr(Cloud, "origin", lambda self: draws.append(self.replicate) or origin(self))
-    replicates = [moved(flow, replicate=r) for r in (0, 1)]
-    found = [[read("travelled", cloud, flow) for cloud in replicates] for _ in range(3)]
+    records = [[moved(flow, replicate=r) for r in (0, 1)] for _ in range(3)]
+    replicates, found = records[0], [[read("travelled", cloud, flow) for cloud in record] for record in records]
     assert draws == [0, 1] and found[0] == found[1] == found[2] and found[0][0] != found[0][1]
     expected = ((replicates[1].z - origin(replicates[1])) ** 2).sum(axis=1).mean()
     assert found[0][1] == pytest.approx(expected, rel=1e-12)
@@ -70,8 +70,31 @@ def test_starts_are_drawn_once_a_run_and_again_where_they_are_too_large(monkeypa
     assert read("travelled", other, flow) == pytest.approx(((other.z - origin(other)) ** 2).sum(1).mean(), rel=1e-12)
     monkeypatch.setattr(observables, "LARGEST_ORIGINS", 0)
     fresh = small.flow()
-    assert [read("travelled", replicates[1], fresh) for _ in range(2)] == [found[0][1]] * 2
+    assert [read("travelled", moved(flow, replicate=1), fresh) for _ in range(2)] == [found[0][1]] * 2
     assert draws == [0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_have_the_same_bits_in_one_pass_or_several(weighted):
+    flow = small.flow()
+    cloud = moved(flow)
+    if weighted:
+        cloud = cloud.replace(weights=np.arange(1.0, cloud.m + 1) / (cloud.m * (cloud.m + 1) / 2))
+    names = ("second_moment", "coupled_distance")
+    apart = [read(name, cloud.replace(step=cloud.step), flow) for name in names]
+    together = cloud.replace(step=cloud.step)
+    read("travelled", together, flow)
+    assert [read(name, together, flow) for name in names] == apart
+
+
+def test_a_product_over_some_particles_is_unbiased():
+    """H r over a quarter of the particles, other ones in every step: the four quarters have the whole as their mean."""
+    flow = small.flow()
+    cloud = moved(flow, m=observables.THINNED * observables.SAMPLED)
+    whole = flow.objective.measure(cloud, gram=True).gram @ flow.objective.residual(flow.objective.prediction(cloud))
+    quarters = [observables.kernel_residual(cloud.replace(step=k), flow) for k in range(observables.THINNED)]
+    np.testing.assert_allclose(np.mean(quarters, axis=0), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+    assert np.ptp(quarters, axis=0).max() > 1e-3 * np.abs(whole).max()
 
 
 def test_a_start_is_the_first_record_itself():

@@ -150,7 +150,8 @@ def test_replicates_are_the_runs_of_their_numbers() -> None:
 
 
 COMBINED = ("w2_lower", "w2_upper", "kl_lower", "kl_upper", "energy_lower", "energy_upper", "kl_estimate",
-            "ntk_eigenvalue_min_upper")  # fmt: skip
+            "ntk_eigenvalue_min_upper", "kernel_drift", "kernel_alignment", "test_loss_unbiased", "gibbs_dual",
+            "gibbs_energy")  # fmt: skip
 SCHEMA = {
     **dict.fromkeys(
         ("loss", "residual_defect", "residual_defect_se", "second_moment", "drift_rms", "travelled", "kl_account",
@@ -158,10 +159,12 @@ SCHEMA = {
          "noise_state_correlation", "noise_kurtosis", "drift_square", "entropy_input", "reference_travelled",
          "reference_travelled_se", "reference_overlap", "reference_overlap_se",
          "reference_variance", "kick_fault"), ("replicate", "time")),
+    "test_prediction": ("replicate", "test_sample"), "test_label": ("test_sample",),
     "loss_unbiased": ("time",), "eta": ("time",), "prediction": ("replicate", "time", "sample"), "label": ("sample",),
-    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score"),
+    **dict.fromkeys(("ntk_eigenvalue_min", "ntk_eigenvalue_max", "ntk_change_max", "gram_defect", "gram_start_score",
+                     "output_change", "test_loss"),
                     ("replicate", "bound_time")),
-    **dict.fromkeys(("w2_plugin", "w2_plugin_null"), ("bound_time",)),
+    **dict.fromkeys(("w2_plugin", "w2_plugin_null"), ("bound_time",)), "gibbs_prediction": ("bound_time", "sample"),
     **{name + end: ("bound_time",) for name in COMBINED for end in ("", "_se", "_source")},
 }  # fmt: skip
 
@@ -172,7 +175,8 @@ def whole(tmp_path_factory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "PROBES", 2000)
         directory = tmp_path_factory.mktemp("whole")
-        return run(time=0.1, replicates=3, observables=None, bounds=1, directory=directory)
+        test = small.data(5, 3, seed=9)
+        return run(time=0.1, replicates=3, observables=None, bounds=1, directory=directory, test=test)
 
 
 def test_schema(whole) -> None:
@@ -189,9 +193,9 @@ def test_schema(whole) -> None:
 
 
 def test_all_observables_of_the_library_are_in_the_schema() -> None:
-    assert set(OBSERVABLES) == set(SCHEMA) - {"eta", "label"} - {n for n in SCHEMA if n.endswith(("_source",))} - {
-        n for n in SCHEMA if n.endswith("_se") and n not in OBSERVABLES
-    }
+    beside = {"eta", "label", "test_prediction", "test_label"} | {name for name in SCHEMA if name.endswith("_source")}
+    errors = {name for name in SCHEMA if name.endswith("_se") and name not in OBSERVABLES}
+    assert set(OBSERVABLES) == set(SCHEMA) - beside - errors
 
 
 def test_what_was_written_is_what_was_returned(whole) -> None:

@@ -23,6 +23,7 @@ from meanfield.backends.fused import BLOCK
 CLOSE = {"float64": 1e-11, "float32": 1e-4}
 TRAIN = ("both", "u", "theta")
 EPS = 0.02  # length of the kicks
+BOUND = 2e-5  # what single precision in the remainder may add, relative, for so few samples
 dtypes = pytest.mark.parametrize("dtype", CLOSE)
 activations = pytest.mark.parametrize("name", ACTIVATIONS)
 
@@ -58,6 +59,10 @@ def same(found: dict, wanted: dict, close: float) -> None:
     for key, value in wanted.items():
         assert (found[key] is None) == (value is None), key
         if value is not None:
+            if key in ("kick 3", "kick at 3"):
+                # A bound, whose rounding is taken to the safe side.
+                assert (1 - close) * value <= found[key] <= (1 + BOUND) * value, key
+                continue
             # What is left of a midpoint's remainder is small against its terms, which are of first order in eps.
             scale = max(float(np.abs(value).max()), EPS / 100 if key == "midpoint 3" else 0.0)
             np.testing.assert_allclose(found[key], value, rtol=0, atol=close * scale, err_msg=key)

@@ -52,7 +52,10 @@ class Measurement(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What a kick did: new particles, and the means that the account wants (None when it was not asked)."""
+    """What a kick did: new particles, and the means that the account wants (None when it was not asked).
+
+    `remainder` is a bound from above: a backend may work it in single precision if it adds what that can be off by.
+    """
 
     z: Array
     speed: float = 0.0

@@ -1,7 +1,8 @@
 """The measured half of the fused CPU backend: sums over a cloud, and kicks with their account.
 
-The kernels of `passes` work a chunk of blocks at a time, and chunks are combined in the dyadic tree of `parallel` as
-they come. Chunks depend on sizes alone, so any number of threads gives the same bits, and psi has those of `predict`.
+The kernels of `passes` and `kicks` work a chunk of blocks at a time, and chunks are combined in the dyadic tree of
+`parallel` as they come. Chunks depend on sizes alone, so any number of threads gives the same bits, and psi has those
+of `predict`.
 What costs more than first-order sums, a particle:
 
     Gram matrix   sum_j w_j (u h'_i)(u h'_k) <x_i, x_k> + sum_j w_j h_i h_k         two halves of A A', n^2
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from meanfield import parallel
-from meanfield.backends import Measurement, Moved, passes, reference
+from meanfield.backends import Measurement, Moved, kicks, passes, reference
 from meanfield.backends.fused import BLOCK
 from meanfield.backends.lanes import SAMPLES
 from meanfield.backends.rows import Rows, rows_for
@@ -214,6 +215,13 @@ class Kick:
         out[: len(whole), : self.n] = whole * self.c[: self.n]
         return out
 
+    def rounded_left(self) -> tuple[Array, float, float]:
+        """Return the matrix of `left(2)` over its largest entry in float32, its Frobenius norm, and that entry."""
+        left = self.left(2)
+        scale = float(np.abs(left).max(initial=0.0)) or 1.0
+        left = (left / scale).astype(np.float32)
+        return left, float(np.linalg.norm(left)), scale
+
     @property
     def kept(self) -> tuple[int, ...]:
         """The shape of h and its three derivatives of a block."""
@@ -225,31 +233,58 @@ class Kick:
         lengths = (self.dtype.type(eps), self.dtype.type(half))
 
         def group(part: slice) -> None:
-            passes.shift(
+            kicks.shift(
                 *self.field, (self.z, points, out), part.start, part.stop, self.compiled.pair, lengths, self.train
             )
 
         parallel.each_group(group, blocks_of(len(self.z)), chunk_size(self.n))
         return Moved(out)
 
-    def moved(self, kernel: Any, points: Array, far: Array | None, length: Any, *more: Array) -> Moved:
-        """Return the kick of a kernel of `passes` with its account; `more` is added to its scratch."""
-        out, left, wide = np.empty_like(self.z), self.left(2), len(self.x)
+    def kicked(self, points: Array, far: Array | None, eps: float) -> Moved:
+        """Return z + eps b(points) with its account."""
+        left, single = self.rounded_left(), (len(self.x), BLOCK)
+
+        def work(clouds: tuple, part: slice, sums: Array) -> None:
+            with self._lent(1) as (kept, push), lent(np.dtype(np.float32), single) as (narrow,):
+                kicks.kick(
+                    *self.field, left, clouds, *self.masses, part.start, part.stop, self.compiled.jet, eps,
+                    self.train, (kept, push, narrow), sums,
+                )  # fmt: skip
+
+        return self._moved(work, points, far)
+
+    def midpoint(self, far: Array | None, eps: float, variance: float) -> Moved:
+        """Return z + eps b(z + eps b(z) / 2) with its account."""
+        left, traces = self.left(2), self.c * np.einsum("ij,ij->i", self.x, self.x)
+
+        def work(clouds: tuple, part: slice, sums: Array) -> None:
+            with self._lent(2) as scratch:
+                kicks.midpoint(
+                    *self.field, left, clouds, *self.masses, part.start, part.stop, self.compiled.jet,
+                    (eps, variance), self.train, (*scratch, traces), sums,
+                )  # fmt: skip
+
+        return self._moved(work, self.z, far)
+
+    @contextlib.contextmanager
+    def _lent(self, blocks: int) -> Iterator[tuple]:
+        """Lend rows of h and its derivatives of so many blocks, and those of derivatives along the field."""
+        push = (kicks.PUSHES, len(self.x))
+        with lent(self.dtype, *[self.kept] * blocks) as kept, lent(np.dtype(float), push) as (rows,):
+            yield (*(tuple(k) for k in kept), rows)
+
+    def _moved(self, work: Callable[[tuple, slice, Array], None], points: Array, far: Array | None) -> Moved:
+        out = np.empty_like(self.z)
         clouds = (self.z, points, _or_none(far, self.z), out)
-        blocks = 2 if more else 1
 
         def part_sum(part: slice) -> tuple:
-            sums = np.zeros((passes.PUSHES + 1, wide))
-            with lent(self.dtype, *[self.kept] * blocks) as kept, lent(sums.dtype, (passes.PUSHES, wide)) as (push,):
-                kernel(
-                    *self.field, left, clouds, *self.masses, part.start, part.stop, self.compiled.jet, length,
-                    self.train, (*(tuple(k) for k in kept), push, *more), sums,
-                )  # fmt: skip
+            sums = np.zeros((kicks.PUSHES + 1, len(self.x)))
+            work(clouds, part, sums)
             return (sums,)
 
         (sums,) = sum_chunks(part_sum, len(self.z), self.n)
-        speed, pull, rest = (float(v) for v in sums[passes.PUSHES, :3])
-        return Moved(out, speed, pull, rest, *(row[: self.n].copy() for row in sums[: passes.PUSHES]))
+        speed, pull, rest = (float(v) for v in sums[kicks.PUSHES, :3])
+        return Moved(out, speed, pull, rest, *(row[: self.n].copy() for row in sums[: kicks.PUSHES]))
 
 
 @parallel.serial_blas
@@ -273,7 +308,7 @@ def kick(
     points = made.z if at is None else np.ascontiguousarray(at, z.dtype)
     if not account:
         return made.shift(points, eps, 0.0)
-    return made.moved(passes.kick, points, reference_cloud, float(eps))
+    return made.kicked(points, reference_cloud, float(eps))
 
 
 @parallel.serial_blas
@@ -298,8 +333,7 @@ def midpoint_kick(
     made = Kick(activation, x, z, weights, c, train)
     if not account:
         return made.shift(made.z, eps, 0.5 * float(eps))
-    traces = made.c * np.einsum("ij,ij->i", made.x, made.x)
-    return made.moved(passes.midpoint, made.z, reference_cloud, (float(eps), float(variance)), traces)
+    return made.midpoint(reference_cloud, float(eps), float(variance))
 
 
 @parallel.serial_blas
@@ -315,7 +349,7 @@ def roughness(
     def part_sum(part: slice) -> tuple:
         out = np.zeros((2, 3))
         with lent(z.dtype, made.kept) as (kept,):
-            passes.rough(
+            kicks.rough(
                 *made.field, lefts, made.z, *made.masses, part.start, part.stop, made.compiled.jet, made.train,
                 tuple(kept), out,
             )  # fmt: skip

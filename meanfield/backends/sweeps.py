@@ -1,4 +1,4 @@
-"""Passes over four samples of a block, and products of rows, as LLVM code; the kernels of `passes` are made of them.
+"""Passes over four samples of a block, and products of rows, as LLVM code: `passes` and `kicks` are made of them.
 
     means     sum_j v h,  v h'',  v w h'
     gaps      sum_j s (u h' - ubar hbar')^2,  s (h - hbar)^2
