@@ -313,7 +313,7 @@ def origin(cloud: Cloud, flow: Flow) -> Array:
     if cloud.replicate in kept:
         return kept[cloud.replicate]
     origin = cloud.z if cloud.step == 0 and cloud.z is cloud.reference else cloud.origin()
-    if len(kept) * origin.nbytes <= LARGEST_ORIGINS:
+    if len(kept) * origin.nbytes <= min(LARGEST_ORIGINS, parallel.memory()):
         kept[cloud.replicate] = origin
     return origin
 
