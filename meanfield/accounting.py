@@ -29,7 +29,7 @@ TOGETHER = 1 << 11  # particles whose increments are summed in a step
 
 
 class Dynamics(NamedTuple):
-    """All that a step needs beside the cloud: `decay` is 1 / std^2 of the prior, 0 without one."""
+    """All that a step needs beside the cloud: `decay` is 1 / std^2 of the prior, `leaf` as in `Flow`; 0 without one."""
 
     objective: Objective
     scheme: Scheme
@@ -37,6 +37,7 @@ class Dynamics(NamedTuple):
     decay: float
     train: str
     account: bool
+    leaf: float = 0.0
 
 
 def trained(train: str) -> slice:

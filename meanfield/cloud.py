@@ -217,6 +217,17 @@ def cloud_at(z: Array, *, weights: Array | None = None, seed: int = 0, replicate
     return Cloud(z=z, weights=w, start=z, seed=seed, replicate=replicate)
 
 
+def silent_cloud(m: int, unit: Unit, d: int, seed: int = 0, *, replicate: int = 0) -> Cloud:
+    """Return m particles with theta ~ N(0, I / d) and u = 0, the start of [Wu21] at which the network's output is 0.
+
+    theta is 1 / sqrt(d) times that of `gaussian_cloud` with the same seed and replicate, so that the cloud of m is the
+    prefix of that of 2 m. There is no reference: the law of the start is no prior.
+    """
+    z = gaussian_cloud(m, unit, d, seed, replicate=replicate, reference=False).z / math.sqrt(d)
+    z[:, -1] = 0.0
+    return cloud_at(z, seed=seed, replicate=replicate)
+
+
 def normalised(weights: Array, m: int) -> Array:
     """Return weights scaled to sum to one; refuse a wrong shape or a negative mass."""
     w = np.array(weights, dtype=np.float64)

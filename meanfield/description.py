@@ -81,6 +81,7 @@ def identity(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:
         "train": flow.train,
         "prior_std": None if flow.prior is None else float(flow.prior.std),
         "account": bool(flow.account),
+        "leaf": flow.leaf,
         "allow_unstable": bool(flow.allow_unstable),
         "start": _digest(cloud.z, cloud.weights),
         "start_std": float(cloud.start_std),

@@ -27,7 +27,7 @@ AUTO = "auto"
 TRAIN = ("both", "u", "theta")
 # The step rule of the kernel schemes (see `Flow.propose`): the first step in units of 1 / (kappa lambda_max), growth a
 # step, largest rms kick, largest lam * eta, and how many standard deviations of u the kick must be injective on.
-FIRST_STEP, GROWTH, KICK, DECAY, SLAB = 0.25, 1.5, 0.05, 0.1, 8.0
+FIRST_STEP, GROWTH, KICK, DECAY, SLAB = 0.25, 1.5, 0.05, 0.05, 8.0
 # Explicit steps without an account look at the cloud's own kernel once in so many steps.
 RECHECK = 64
 
@@ -54,6 +54,9 @@ class Flow:
         Let explicit steps exceed the stability limit. Bounded activations do not blow up there, they go wrong.
     account : bool
         Keep the KL account and the checks that ride with a step; costs about as much as the step.
+    leaf : float or None
+        Take the noise from a Brownian tree with leaves of this length, which eta and the times must be multiples of
+        (even ones for "kernel2"): runs with different steps then share their paths of noise. See `brownian`.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class Flow:
     train: str = "both"
     allow_unstable: bool = False
     account: bool = True
+    leaf: float | None = None
 
     def __post_init__(self) -> None:
         given: object = self.objective
@@ -87,6 +91,8 @@ class Flow:
         fixed = not callable(self.eta) and self.eta != AUTO
         if fixed and not (isinstance(self.eta, int | float) and math.isfinite(self.eta) and self.eta > 0):
             raise InputError(f"eta must be a positive number, 'auto' or a function of the step, got {self.eta!r}")
+        if self.leaf is not None and (self.eta == AUTO or not (math.isfinite(self.leaf) and self.leaf > 0)):
+            raise InputError(f"leaf must be a positive number beside an eta given as a number, got {self.leaf!r}")
 
     @cached_property
     def method(self) -> Scheme:
@@ -102,7 +108,7 @@ class Flow:
     def dynamics(self) -> Dynamics:
         """What a step needs beside the cloud."""
         keeps = self.account and self.objective.network is not None
-        return Dynamics(self.objective, self.method, float(self.lam), self.decay, self.train, keeps)
+        return Dynamics(self.objective, self.method, float(self.lam), self.decay, self.train, keeps, self.leaf or 0.0)
 
     def accounts(self, cloud: Cloud) -> bool:
         """Return whether steps keep an account: the objective is a network, the cloud has a reference."""
@@ -196,8 +202,9 @@ class Flow:
         """Return the length of the next step for replicates that step together.
 
         Explicit schemes take half the stability limit. The kernel schemes start at 0.25 / (kappa lambda_max(H)), grow
-        by 1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05 std, lam eta / std^2 at most 0.1, and
-        every kick injective for |u| up to 8 standard deviations (or beyond the farthest particle).
+        by 1.5 a step, and keep the rms kick eta sqrt(E|b_J|^2) at most 0.05 std, lam eta / std^2 at most 0.05 (beyond
+        it the KL account grows loose, see docs/mathematics.md), and every kick injective for |u| up to 8 standard
+        deviations (or beyond the farthest particle).
         """
         if callable(self.eta):
             return float(self.eta(clouds[0].step))

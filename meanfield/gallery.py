@@ -8,7 +8,8 @@ dict of numbers and words) and the functions
     claims(results)   -> the claims (`claims.Claim`)
 
 where `results` is a `Results`. Each finished point is a file of its own, so that an interrupted simulation goes on
-where it was. To add a simulation, add a file; the command line, the tests and `--list` find it.
+where it was. To add a simulation, add a file; the command line, the tests and `--list` find it. What makes NAME.py too
+long goes into files _NAME_*.py beside it, imported relatively: `from ._NAME_figures import plot`.
 """
 
 import functools
@@ -119,7 +120,7 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Return the names of all simulations."""
-    return sorted(path.stem for path in folder().glob("*.py"))
+    return sorted(path.stem for path in folder().glob("[!_]*.py"))
 
 
 def load(name: str) -> ModuleType:
@@ -140,7 +141,10 @@ def load(name: str) -> ModuleType:
 
 @functools.cache
 def _module(path: str) -> ModuleType:
-    name = f"meanfield_sims.{Path(path).stem}"
+    # A package of its own, so that a simulation finds the files beside it.
+    package = sys.modules.setdefault("meanfield_sims", ModuleType("meanfield_sims"))
+    package.__path__ = [str(Path(path).parent)]
+    name = f"{package.__name__}.{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -180,7 +184,7 @@ def run(
         One of `names()`.
     directory : path
         Where points/, figures/ and claims.json go; points found there are not built again. A point is known by its
-        parameters, the text of the simulation's file and the version of the package.
+        parameters, the text of the simulation's files and the version of the package.
     smoke : bool
         Take the small points SMOKE instead of GRID.
     plot_only : bool
@@ -222,7 +226,8 @@ def run(
 
 def fingerprint(sim: ModuleType, point: Mapping[str, Any]) -> str:
     """Return the name of a point's file."""
-    source = Path(str(sim.__file__)).read_bytes()
+    path = Path(str(sim.__file__))
+    source = b"".join(file.read_bytes() for file in (path, *sorted(path.parent.glob(f"_{path.stem}_*.py"))))
     text = json.dumps([store.plain(dict(point)), __version__, hashlib.sha256(source).hexdigest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from meanfield import accounting, parallel
+from meanfield import accounting, brownian, parallel
 from meanfield.account import Channel
 from meanfield.accounting import Dynamics as Dynamics
 from meanfield.accounting import smooth as smooth
@@ -38,7 +38,7 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False)
     DivergedError
         If a particle is not finite afterwards.
     """
-    if dynamics.account or dynamics.scheme.midpoint:
+    if dynamics.account or dynamics.scheme.midpoint or dynamics.leaf:
         risk = None
     else:
         risk = dynamics.objective.plain(cloud)
@@ -96,7 +96,7 @@ def _in_parts(dynamics: Dynamics, cloud: Cloud, eta: float) -> Cloud:
     residual = drive(dynamics, cloud, eta)
     start = accounting.opened(dynamics, cloud) if dynamics.account else cloud
     moved = kicked(dynamics, start, residual, parts.before)
-    moved = spread(dynamics, moved, parts, start)
+    moved = spread(dynamics, moved, parts, start, eta)
     done = moved.replace(step=cloud.step + 1, time=cloud.time + eta, eta=eta)
     if parts.after:
         # Randomness of a batch belongs to the step that is being made, hence the kick before the counter moves.
@@ -166,16 +166,31 @@ def _midpoint_drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
     rate = half.decay_time
     length = 0.5 * eta * (-math.expm1(-rate) / rate if rate else 1.0)
     z = dynamics.objective.kick(cloud, push, length / c, dynamics.train).z
-    blocks = -(-cloud.dimension // (2 if cloud.z.dtype == np.float64 else 4))
-    shared = whole.sigma * c / (1 + c * c)
-    noise = shared * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
-    noise += sigma / math.sqrt(1 + c * c) * cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks)
+    noise = np.zeros_like(cloud.z)
+    if sigma:
+        noise = whole.sigma * c / (1 + c * c) * _normals(dynamics, cloud, eta)
+        noise += sigma / math.sqrt(1 + c * c) * _bridge(dynamics, cloud, eta)
     columns = trained(dynamics.train)
     middle = cloud.replace(
         z=_linear(z, c, noise, columns),
         reference=None if cloud.reference is None else _linear(cloud.reference, c, noise, columns),
     )
     return frozen_kernel(dynamics, cloud, middle, eta)
+
+
+def _normals(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
+    """Return the standard normals of a whole step, shape (m, D)."""
+    if dynamics.leaf:
+        return brownian.whole(cloud, eta, dynamics.leaf, dynamics.lam * dynamics.decay)
+    return cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
+
+
+def _bridge(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array:
+    """Return the normals, independent of those of the whole step, that say how its noise is split at its middle."""
+    if dynamics.leaf:
+        return brownian.bridge(cloud, eta, dynamics.leaf, dynamics.lam * dynamics.decay)
+    blocks = -(-cloud.dimension // (2 if cloud.z.dtype == np.float64 else 4))
+    return cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step, first_block=blocks)
 
 
 def _linear(z: Array, decay: float, noise: Array, columns: slice) -> Array:
@@ -205,12 +220,12 @@ def kicked(dynamics: Dynamics, cloud: Cloud, residual: Array | None, eps: float)
     return done.replace(account=accounting.of_kick(dynamics, cloud, moved, residual, eps), kernel=kernel)
 
 
-def spread(dynamics: Dynamics, cloud: Cloud, parts: Plan, start: Cloud) -> Cloud:
+def spread(dynamics: Dynamics, cloud: Cloud, parts: Plan, start: Cloud, eta: float) -> Cloud:
     """Return the cloud after the channel of a step, its reference moved by the same noise, with its account.
 
     `start` is the cloud before the step's first kick, where means have been measured.
     """
-    done = _diffused(dynamics, cloud, parts.channel).replace(reference_variance=parts.channel.variance_after)
+    done = _diffused(dynamics, cloud, parts.channel, eta).replace(reference_variance=parts.channel.variance_after)
     if not dynamics.account:
         return done
     done = accounting.with_kernel(dynamics, done, parts.decay_time)
@@ -222,12 +237,11 @@ def spread(dynamics: Dynamics, cloud: Cloud, parts: Plan, start: Cloud) -> Cloud
     return final
 
 
-def _diffused(dynamics: Dynamics, cloud: Cloud, channel: Channel) -> Cloud:
+def _diffused(dynamics: Dynamics, cloud: Cloud, channel: Channel, eta: float) -> Cloud:
     """Return cloud and reference after z <- c z + sigma xi in the coordinates that are trained."""
     columns, noise = trained(dynamics.train), np.zeros((1, cloud.dimension), cloud.z.dtype)
     if channel.sigma:
-        noise = cloud_noise(cloud, Stream.DIFFUSION, step=cloud.step)
-        noise = cloud.z.dtype.type(channel.sigma) * noise
+        noise = cloud.z.dtype.type(channel.sigma) * _normals(dynamics, cloud, eta)
     far = None if cloud.reference is None else _linear(cloud.reference, channel.decay, noise, columns)
     z = _linear(cloud.z, channel.decay, noise, columns)
     return cloud.replace(z=z, reference=far, kernel=cloud.kernel)

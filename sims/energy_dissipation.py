@@ -44,7 +44,7 @@ GRID = [
 ]  # fmt: skip
 SMOKE = [
     *(point | {"m": 256, "steps": 60, "replicates": 4} for point in GRID[:5]),
-    {"part": "equation", "solver": "spectral", "size": [72, 28], "times": 4},
+    {"part": "equation", "solver": "spectral", "size": [64, 24], "times": 2},
     {"part": "equation", "solver": "volumes", "size": [32, 32], "times": 2},
 ]
 

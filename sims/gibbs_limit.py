@@ -38,19 +38,22 @@ REACH, SPACING = 9.5, 0.1  # of the grid on which densities are integrated
 TIMES = CLOSED * 2.0 ** np.arange(-7, 2)  # the last is 2 CLOSED
 RUN = {"m": 1024, "replicates": 8, "seed": 3, "times": 8, "steps": 0}
 GRID = [
-    {"part": "pde", "modes": [128, 40]},
+    {"part": "pde", "modes": [128, 40], "reads": 100},
     *({"part": "particles", **RUN, "m": 1 << k} for k in (8, 9, 10, 11, 12, 13, 14)),
     *({"part": "particles", **RUN, "replicates": count} for count in (4, 16, 32)),
     *({"part": "particles", **RUN, "m": 4096, "steps": count} for count in (200, 400)),
     *({"part": "alpha", "alpha": a, "modes": [96, 32]} for a in (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)),
-    *({"part": "sphere", "alpha": a, "m": 2048, "replicates": 8, "seed": 1} for a in (2.0, 4.0, 10.0, 30.0)),
+    *(
+        {"part": "sphere", "alpha": a, "m": 2048, "replicates": 8, "seed": 1, "nodes": 1 << 17}
+        for a in (2.0, 4.0, 10.0, 30.0)
+    ),
 ]
 SMOKE = [
-    {"part": "pde", "modes": [72, 28]},
+    {"part": "pde", "modes": [64, 24], "reads": 16},
     *({"part": "particles", "m": m, "replicates": 3, "seed": 3, "times": 2, "steps": 0} for m in (64, 128)),
     {"part": "particles", "m": 64, "replicates": 3, "seed": 3, "times": 2, "steps": 40},
     {"part": "alpha", "alpha": 3.0, "modes": [48, 24]},
-    {"part": "sphere", "alpha": 10.0, "m": 64, "replicates": 3, "seed": 1},
+    {"part": "sphere", "alpha": 10.0, "m": 64, "replicates": 3, "seed": 1, "nodes": 1 << 13},
 ]
 
 
@@ -84,14 +87,18 @@ def _pde(point: dict):
         dual.append(bracket.lower.value)
         to_star.append(_entropy(p, start * np.exp(star.law.log_density_ratio(z))))
         to_tilt.append(_entropy(p, start * np.exp(bracket.law.log_density_ratio(z))))
-    found = {"unseen": np.array(_unseen(risk, tuple(point["modes"]))), "f": solution.prediction, "loss": solution.loss}
+    found = {
+        "unseen": np.array(_unseen(risk, tuple(point["modes"]), point["reads"])),
+        "f": solution.prediction,
+        "loss": solution.loss,
+    }
     return {"t": TIMES, **found, "kl": solution.kl, "energy": solution.energy,
             "dual": np.array(dual), "to_star": np.array(to_star), "to_tilt": np.array(to_tilt)}  # fmt: skip
 
 
-def _unseen(risk: mf.Risk, modes: tuple[int, int]) -> float:
+def _unseen(risk: mf.Risk, modes: tuple[int, int], reads: int) -> float:
     """lam^2 int_0^{4 / lam} (I - e' H^-1 e) dt: what the account of the steps misses, for it knows e' H^-1 e <= I."""
-    s = np.linspace(0.0, 1.0, 101)
+    s = np.linspace(0.0, 1.0, reads + 1)
     found = fokker_planck.spectral(risk, LAM, CLOSED * s**2, modes=modes, estimate=False)
     e, H = found.series.generator, found.series.gram
     seen = np.einsum("ti,ti->t", e, np.linalg.solve(H, e[..., None])[..., 0])
@@ -132,10 +139,10 @@ def _alpha(point: dict):
     return {"kl": end.kl[-1], "loss": end.loss[-1], **chain(risk)}
 
 
-def chain(risk: mf.Risk) -> dict:
+def chain(risk: mf.Risk, nodes: int | None = None) -> dict:
     """KL*, L*, Q* / lam, KL_interp and chi^2 of the least chi-square teacher, each with its error."""
-    star, least = gibbs.fixed_point(risk, LAM), gibbs.interpolation(risk)
-    chi = teacher.least_chi_square(risk.x, risk.y, risk.unit).chi_square
+    star, least = gibbs.fixed_point(risk, LAM, nodes=nodes), gibbs.interpolation(risk, nodes=nodes)
+    chi = teacher.least_chi_square(risk.x, risk.y, risk.unit, nodes=nodes).chi_square
     energy = Estimate(star.energy.value / LAM, star.energy.se / LAM)
     found = {"star": star.kl, "star_loss": star.loss, "bound_energy": energy, "interpolation": least.law.kl, "chi": chi}
     return {name: np.array([estimate.value, estimate.se]) for name, estimate in found.items()}
@@ -147,7 +154,7 @@ def _sphere(point: dict):
     run = mf.simulate(mf.Flow(risk, lam=LAM), start, CLOSED, replicates=point["replicates"], bounds=[CLOSED],
                       observables=["kl_lower", "kl_upper", "loss_unbiased"], every=50, quiet=True)  # fmt: skip
     names = ("kl_lower", "kl_lower_se", "kl_upper", "kl_upper_se")
-    return {name: run.data[name].values[-1] for name in names} | chain(risk)
+    return {name: run.data[name].values[-1] for name in names} | chain(risk, point["nodes"])
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -304,6 +304,15 @@ def test_the_bound_on_the_channel_is_exact_for_gaussian_laws():
     assert channel.time == pytest.approx(-0.5 * math.log(a2))
 
 
+def test_the_bound_on_the_channel_is_exact_for_a_small_third_moment():
+    """p0 (1 + a he_3), to order a^2, with the field he_3 of degree three: |grad^2|^2 = |grad^3|^2 = 2 |grad|^2."""
+    for time in (0.01, 0.1, 0.3):
+        channel = Channel(math.exp(-time), math.sqrt(-math.expm1(-2 * time)), 1.0)
+        # KL = a^2 3! / 2 and I = a^2 E|he_3'|^2 = 18 a^2 at the end, both e^{6 t} times larger before.
+        drop = 3 * math.expm1(6 * time)
+        assert dissipation(channel, 18.0, (2.0, 2.0)) == pytest.approx(drop, rel=1e-4 if time < 0.2 else 1e-2)
+
+
 def test_the_bound_on_the_channel_is_of_second_order():
     """The score itself for a field: the plain bound is loose by O(time), with its curvature by O(time^2)."""
     law = Mixture(np.random.default_rng(6))

@@ -87,6 +87,22 @@ def test_points_are_built_once(sims, tmp_path):
     assert len(sims.built()) == 9
 
 
+def test_files_beside_a_simulation_belong_to_it(sims, tmp_path):
+    """They are imported relatively, are no simulations themselves, and another text of theirs builds points anew."""
+    place = sims()
+    helper = place / "_line_helper.py"
+    helper.write_text("FACTOR = 1\n")
+    (place / "line.py").write_text((place / "line.py").read_text() + "\n\nfrom ._line_helper import FACTOR\n")
+    gallery._module.cache_clear()
+    assert gallery.names() == ["line"] and gallery.load("line").FACTOR == 1
+    gallery.run("line", tmp_path / "out")
+    gallery.run("line", tmp_path / "out")
+    assert len(sims.built()) == 4
+    helper.write_text("FACTOR = 2\n")
+    gallery.run("line", tmp_path / "out")
+    assert len(sims.built()) == 8
+
+
 def test_what_is_written(sims, tmp_path):
     outcome = gallery.run("line", tmp_path / "out", smoke=True)
     assert [p.name for p in outcome.figures] == ["line.png", "line.pdf"]

@@ -26,7 +26,7 @@ FLOORS = """
     1.1  backends rejection
     1.2  assignment concave nulls slices
     2    cloud datasets transport entropy tilts readings directions
-    2.1  donsker potentials panels distances families
+    2.1  brownian donsker potentials panels distances families
     2.2  dual plots intervals network_families
     2.25 products
     2.3  spectrum regression
@@ -66,6 +66,7 @@ LONGEST_MEDIAN_FILE = 200
 LONGEST_MEDIAN_FUNCTION = 8
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+SIMS = sorted(PACKAGE.with_name("sims").glob("*.py"))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -144,7 +145,7 @@ def test_every_entry_of_the_table_is_named_once() -> None:
     assert floors == sorted(set(floors))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*FILES, *SIMS], ids=lambda path: str(path.relative_to(PACKAGE.parent)))
 def test_sizes(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST_FILE, f"{path.name} has {lines} lines"

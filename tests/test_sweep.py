@@ -186,7 +186,7 @@ def test_a_signal_between_points_and_within_one(text, whole, tmp_path):
     out = tmp_path / "out"
 
     def stop(line: str) -> None:
-        if line.startswith("[2/"):
+        if line.startswith(("[2/12", "[1/4")):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="2 of 12 points have ended"):
@@ -197,6 +197,10 @@ def test_a_signal_between_points_and_within_one(text, whole, tmp_path):
         sweep(text, out, say=told.append)
     assert any("interrupted, stopped by signal" in line for line in told)
     xarray.testing.assert_identical(sweep(text, out), whole)
+    text.write_text(TEXT.replace("[0, 1, 2]", "[0, 1, 2, 3]"))
+    with pytest.raises(Interrupted, match="13 of 16 points"):
+        sweep(text, out, say=stop)
+    assert not (out / "sweep.nc").exists()  # the old one is not of these points
 
 
 class interrupted_when:  # noqa: N801
