@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from pages import cited
+from sphinx.addnodes import pending_xref
 
 SECTION = re.compile(r"^-{3,}$")
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
@@ -57,7 +58,7 @@ def _prose(line: str) -> str:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Prepare docstrings before napoleon reads them, and leave out what every named tuple says of its fields."""
+    """Prepare docstrings before napoleon reads them, and leave out what named tuples say of their fields."""
 
     def process(_: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
         lines[:] = prepared(lines)
@@ -65,6 +66,13 @@ def setup(app: Any) -> dict[str, Any]:
     def skip(_: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
         return True if type(thing).__name__ == "_tuplegetter" else None
 
+    def unlinked(_: Any, doctree: Any) -> None:
+        # Names and types of parameters are words here; looked for anywhere, they would find somebody else's.
+        for node in list(doctree.findall(pending_xref)):
+            if node.get("refspecific"):
+                node.replace_self(node.children)
+
+    app.connect("doctree-read", unlinked)
     app.connect("autodoc-process-docstring", process, priority=100)
     app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

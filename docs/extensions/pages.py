@@ -1,6 +1,6 @@
 """What is put into pages when they are read, from files that say it already.
 
-    <!-- insert: readme HEADING -->     a section of README.md, without its heading
+    <!-- insert: section PATH: HEADING -->  what stands under a heading of a file, or under its title without one
     <!-- insert: file PATH -->          a file of the repository, without its first heading
     <!-- insert: gallery -->            every simulation: title, statement, minutes, first figure
     <!-- insert: observables -->        what is recorded, with units and what it reads at zero
@@ -68,19 +68,19 @@ def _simulation(path: Path) -> Simulation:
 # --- what is inserted ---------------------------------------------------------------------------------------------
 
 
-def readme(heading: str) -> str:
-    """Return what stands under a heading of README.md; under its title if `heading` is empty."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    mark = f"\n## {heading}\n" if heading else "# meanfield\n"
-    _, found, rest = text.partition(mark)
+def section(where: str) -> str:
+    """Return what stands under the heading that begins with some words, up to the next one; "PATH: WORDS"."""
+    path, _, words = where.partition(": ")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    found = re.search(rf"^#+ {re.escape(words)}.*\n([\s\S]*?)(?=^## |\Z)", text, re.MULTILINE)
     if not found:
-        raise ValueError(f"README.md has no heading {heading!r}")
-    return relative(re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0], ROOT).strip()
+        raise ValueError(f"{path} has no heading {words!r}")
+    return relative(found[1], (ROOT / path).parent).strip()
 
 
 def file(path: str) -> str:
     """Return a file of the repository without its first heading."""
-    return relative((ROOT / path).read_text(encoding="utf-8").split("\n", 1)[1], ROOT).strip()
+    return relative((ROOT / path).read_text(encoding="utf-8").split("\n", 1)[1], (ROOT / path).parent).strip()
 
 
 def gallery(_: str = "") -> str:
@@ -120,7 +120,7 @@ def references(_: str = "") -> str:
     return "\n\n".join(f"({key.lower()})=\n**{key}**  {text}" for key, text in found)
 
 
-INSERTED = {"readme": readme, "file": file, "gallery": gallery, "observables": observables, "references": references}
+INSERTED = {"section": section, "file": file, "gallery": gallery, "observables": observables, "references": references}
 
 
 def _escaped(text: str) -> str:
