@@ -1,4 +1,4 @@
-"""How the pages are built: `make docs`, warnings being errors. No simulation runs; `extensions` says what is inserted."""
+"""How the pages are built by `make docs`, warnings being errors; `extensions` has what is inserted. Nothing runs."""
 
 import importlib.util
 import sys

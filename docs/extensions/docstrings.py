@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 from pages import cited
-from sphinx.addnodes import pending_xref
 
 SECTION = re.compile(r"^-{3,}$")
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
@@ -59,6 +58,7 @@ def _prose(line: str) -> str:
 
 def setup(app: Any) -> dict[str, Any]:
     """Prepare docstrings before napoleon reads them, and leave out what named tuples say of their fields."""
+    from sphinx.addnodes import pending_xref
 
     def process(_: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
         lines[:] = prepared(lines)

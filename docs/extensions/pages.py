@@ -22,6 +22,8 @@ DOCS = Path(__file__).parents[1]
 ROOT = DOCS.parent
 SIMS = ROOT / "sims"
 PAGES = "simulations"
+# Files beside docs/ that have a page of their own.
+STANDS_FOR = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "CITATION.cff": "citing.md"}
 INSERT = re.compile(r"^<!-- insert: (\w+) ?(.*?) -->$", re.MULTILINE)
 # What stays as it is: fenced code, spans of code, formulas.
 KEPT = re.compile(r"^(`{3,}|~{3,})[\s\S]*?^\1[ ]*$|(`+)[\s\S]*?\2|\$\$[\s\S]*?\$\$|\$[^$\n]+\$", re.MULTILINE)
@@ -168,8 +170,11 @@ def relative(text: str, folder: Path) -> str:
         path = posixpath.normpath((folder / target).as_posix())
         if not Path(path).is_relative_to(DOCS):
             name = Path(path).relative_to(ROOT).as_posix()
+            if name in STANDS_FOR:
+                return f"[{label}](/{STANDS_FOR[name]})"
             return label if name in label else f"{label} (`{name}`)"
-        return f"{image}[{label}](/{Path(path).relative_to(DOCS).as_posix()}{anchor or ''})"
+        inside = Path(path, "index.md") if Path(path).is_dir() else Path(path)
+        return f"{image}[{label}](/{inside.relative_to(DOCS).as_posix()}{anchor or ''})"
 
     return LINK.sub(moved, text)
 
