@@ -34,6 +34,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "py:obj"
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 100
 
 # MathJax from a package, so that formulas show without a network: one file, with its glyphs in it.

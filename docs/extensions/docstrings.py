@@ -61,7 +61,8 @@ def setup(app: Any) -> dict[str, Any]:
     from sphinx.addnodes import pending_xref
 
     def process(_: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-        lines[:] = prepared(lines)
+        # Of a property napoleon would take what stands before a colon in the first line for its type.
+        lines[:] = [*([""] if what == "property" else []), *prepared(lines)]
 
     def skip(_: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
         return True if type(thing).__name__ == "_tuplegetter" else None

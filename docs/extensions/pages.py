@@ -2,7 +2,7 @@
 
     <!-- insert: section PATH: HEADING -->  what stands under a heading of a file, or under its title without one
     <!-- insert: file PATH -->          a file of the repository, without its first heading
-    <!-- insert: gallery -->            every simulation: title, statement, minutes, first figure
+    <!-- insert: gallery -->            every simulation: heading, statement, minutes, title, first figure
     <!-- insert: observables -->        what is recorded, with units and what it reads at zero
     <!-- insert: references -->         the bibliography, an entry a key
 
@@ -28,7 +28,7 @@ INSERT = re.compile(r"^<!-- insert: (\w+) ?(.*?) -->$", re.MULTILINE)
 # What stays as it is: fenced code, spans of code, formulas.
 KEPT = re.compile(r"^(`{3,}|~{3,})[\s\S]*?^\1[ ]*$|(`+)[\s\S]*?\2|\$\$[\s\S]*?\$\$|\$[^$\n]+\$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:`[^`]*`|[^\[\]])*)\]\((?!\w+:|#)([^()\s#]+)(#[^()\s]*)?\)")
-BRACKETS = re.compile(r"\[([^\[\]]*)\](?!\()")
+BRACKETS = re.compile(r"\\?\[([^\[\]\\]*)\\?\](?!\()")
 
 
 class Simulation(NamedTuple):
@@ -47,8 +47,16 @@ class Simulation(NamedTuple):
 
     def figures(self) -> list[str]:
         """Names of the figures that the page shows, in its order."""
-        text = self.page.read_text(encoding="utf-8") if self.page.exists() else ""
-        return re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", text)
+        return re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", self.text())
+
+    def heading(self) -> str:
+        """The page's own heading, or the name."""
+        found = re.match(r"# (.+)", self.text())
+        return found[1] if found else self.name
+
+    def text(self) -> str:
+        """The page, or nothing."""
+        return self.page.read_text(encoding="utf-8") if self.page.exists() else ""
 
 
 def simulations() -> list[Simulation]:
@@ -90,9 +98,9 @@ def gallery(_: str = "") -> str:
     known = simulations()
     lines = ["```{toctree}", ":hidden:", *(sim.name for sim in known if sim.page.exists()), "```", ""]
     for sim in known:
-        link = f"[`{sim.name}`](/{PAGES}/{sim.name}.md)" if sim.page.exists() else f"`{sim.name}`"
-        lines += [f"## {_escaped(sim.title)}", "", f"{link}, {sim.minutes:g} min: {_escaped(sim.statement)}.", ""]
-        lines += [_escaped(sim.summary), ""]
+        heading = f"[{sim.heading()}](/{PAGES}/{sim.name}.md)" if sim.page.exists() else sim.name
+        lines += [f"## {heading}", "", f"`{sim.name}`, {sim.minutes:g} min: {_escaped(sim.statement)}.", ""]
+        lines += [f"{_escaped(sim.summary)} *{_escaped(sim.title)}.*", ""]
         lines += [f"![{_escaped(sim.title)}](/{PAGES}/{figure})\n" for figure in sim.figures()[:1]]
     return "\n".join(lines)
 
