@@ -50,12 +50,12 @@ class Simulation(NamedTuple):
         return re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", self.text())
 
     def heading(self) -> str:
-        """The page's own heading, or the name."""
+        """Return the heading of the page, or the name."""
         found = re.match(r"# (.+)", self.text())
         return found[1] if found else self.name
 
     def text(self) -> str:
-        """The page, or nothing."""
+        """Return the page, or nothing."""
         return self.page.read_text(encoding="utf-8") if self.page.exists() else ""
 
 
