@@ -29,6 +29,8 @@ def prepared(lines: list[str]) -> list[str]:
             continue
         if len(paragraph) > 1 and SECTION.match(paragraph[1]):
             structured = paragraph[0] not in ("Notes", "Examples")
+            if paragraph[0] == "Attributes":  # of records: what they are made with; napoleon splits "a, b" here alone
+                paragraph[:2] = ["Parameters", "----------"]
         if structured:
             out += [line if SECTION.match(line) else _prose(line) for line in paragraph]
         elif _formula(paragraph) and not item:

@@ -50,12 +50,12 @@ class Simulation(NamedTuple):
         return re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", self.text())
 
     def heading(self) -> str:
-        """The page's own heading, or the name."""
+        """Return the page's own heading, or the name."""
         found = re.match(r"# (.+)", self.text())
         return found[1] if found else self.name
 
     def text(self) -> str:
-        """The page, or nothing."""
+        """Return the page, or nothing."""
         return self.page.read_text(encoding="utf-8") if self.page.exists() else ""
 
 
@@ -210,6 +210,8 @@ def setup(app: Any) -> dict[str, Any]:
     """Let Sphinx read pages through `page`."""
 
     def read(_: Any, name: str, content: list[str]) -> None:
+        if INSERT.search(content[0]):
+            app.env.note_reread()  # what is inserted may have changed where the page has not
         content[0] = page(name, content[0])
 
     app.connect("source-read", read)
