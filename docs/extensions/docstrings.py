@@ -42,9 +42,10 @@ def prepared(lines: list[str]) -> list[str]:
 
 
 def _formula(paragraph: list[str]) -> bool:
-    """Return whether a paragraph is indented, or has columns that its first line does not begin with."""
-    columns = any(line.startswith("  ") for line in paragraph[1:]) and not ITEM.match(paragraph[0])
-    return paragraph[0].startswith(" " * INDENT) or columns
+    """Return whether a paragraph is indented, or stands in columns: with gaps, or lines under others."""
+    gaps = sum("   " in line.strip() for line in paragraph) > 1
+    under = any(line.startswith("  ") for line in paragraph[1:]) and not ITEM.match(paragraph[0])
+    return paragraph[0].startswith(" " * INDENT) or gaps or under
 
 
 def _prose(line: str) -> str:

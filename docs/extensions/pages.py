@@ -50,7 +50,7 @@ class Simulation(NamedTuple):
         return re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", self.text())
 
     def heading(self) -> str:
-        """Return the page's own heading, or the name."""
+        """Return the heading of the page, or the name."""
         found = re.match(r"# (.+)", self.text())
         return found[1] if found else self.name
 
