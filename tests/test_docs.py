@@ -156,6 +156,14 @@ def test_citations_and_links_are_rewritten_outside_code(pages: ModuleType) -> No
         pages.section("README.md: Nothing")
 
 
+def test_columns_of_docstrings_stay_columns(pages: ModuleType) -> None:
+    prepared = importlib.import_module("docstrings").prepared
+    for rows in (["`a`    one", "`bb`   two"], ["*a*  one", "     and more"]):
+        assert prepared([*rows, ""]) == ["::", "", *(f"    {row}" for row in rows), "", ""]
+    item = ["- one", "  and more", ""]
+    assert prepared(item) == item
+
+
 def test_docstrings_become_prose_and_formulas(pages: ModuleType) -> None:
     prepared = importlib.import_module("docstrings").prepared
     lines = ["Return |x|^2 of `x` [CCGZ20].", "", "    f = u * h", "    g = f_", "", "After.", "", "Parameters",

@@ -29,6 +29,8 @@ def prepared(lines: list[str]) -> list[str]:
             continue
         if len(paragraph) > 1 and SECTION.match(paragraph[1]):
             structured = paragraph[0] not in ("Notes", "Examples")
+            if paragraph[0] == "Attributes":  # of records: what they are made with; napoleon splits "a, b" here alone
+                paragraph[:2] = ["Parameters", "----------"]
         if structured:
             out += [line if SECTION.match(line) else _prose(line) for line in paragraph]
         elif _formula(paragraph) and not item:
@@ -40,9 +42,10 @@ def prepared(lines: list[str]) -> list[str]:
 
 
 def _formula(paragraph: list[str]) -> bool:
-    """Return whether a paragraph is indented, or has columns that its first line does not begin with."""
-    columns = any(line.startswith("  ") for line in paragraph[1:]) and not ITEM.match(paragraph[0])
-    return paragraph[0].startswith(" " * INDENT) or columns
+    """Return whether a paragraph is indented, or stands in columns: with gaps, or lines under others."""
+    gaps = sum("   " in line.strip() for line in paragraph) > 1
+    under = any(line.startswith("  ") for line in paragraph[1:]) and not ITEM.match(paragraph[0])
+    return paragraph[0].startswith(" " * INDENT) or gaps or under
 
 
 def _prose(line: str) -> str:

@@ -210,6 +210,8 @@ def setup(app: Any) -> dict[str, Any]:
     """Let Sphinx read pages through `page`."""
 
     def read(_: Any, name: str, content: list[str]) -> None:
+        if INSERT.search(content[0]):
+            app.env.note_reread()  # what is inserted may have changed where the page has not
         content[0] = page(name, content[0])
 
     app.connect("source-read", read)
