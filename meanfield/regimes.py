@@ -60,7 +60,8 @@ def _of_start(name: str, cloud: Cloud, flow: Flow, function: Callable[[Cloud], A
     """Return a function of the cloud at its own start, kept for the flow's life by what that start is."""
     z = np.ascontiguousarray(origin(cloud, flow))
     key = f"{name} at {hashlib.sha256(z.view(np.uint8).data).hexdigest()}"
-    return remembered(flow, key, lambda: function(cloud.replace(z=z, reference=None)))
+    weights = [] if cloud.weights is None else [cloud.weights]
+    return remembered(flow, key, lambda: function(cloud.replace(z=z, reference=None)), weights)
 
 
 def _plain_gram(risk: Risk, cloud: Cloud, train: str) -> Array:
