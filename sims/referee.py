@@ -77,8 +77,10 @@ def _run(point: dict):
         solution = fokker_planck.volumes(problem(), LAM, times(), cells=point["cells"], box=BOX, estimate=False)
         return {"t": solution.times, "f": solution.prediction, "kl": solution.kl}
     start = mf.gaussian_cloud(point["m"], mf.Unit("erf"), 1, seed=point["seed"])
-    run = mf.simulate(mf.Flow(problem(), lam=LAM), start, END, replicates=point["replicates"], quiet=True,
-                      bounds=list(times()), every=1, observables=["prediction", "kl_lower", "kl_upper"])  # fmt: skip
+    # Steps of second order: those of first order are 9e-4 off at t = 2.5, three standard errors of m = 100,000.
+    flow = mf.Flow(problem(), lam=LAM, scheme="kernel2")
+    run = mf.simulate(flow, start, END, replicates=point["replicates"], quiet=True, bounds=list(times()), every=1,
+                      observables=["prediction", "kl_lower", "kl_upper"])  # fmt: skip
     data = run.data
     here = [int(np.abs(data.time.values - t).argmin()) for t in times()]
     out = {"t": data.time.values[here], "f": data.prediction.values[:, here]}
@@ -204,10 +206,10 @@ def _particle_claims(particles, spectral) -> list[Claim]:
     data, replicates = particles.data, particles.point["replicates"]
     text = f"particles, m = {particles.point['m']:,}: f lies within its errors of the referee's"
     gaps = data.f.values - spectral.data.f.values
-    # Half a part in a hundred is left to time steps, which the rule of the flow chooses.
-    slack = 0.005 * np.abs(spectral.data.f.values).max()
-    se = gaps.std(0, ddof=1) / np.sqrt(replicates)
-    out = [rate(text, np.maximum(np.abs(gaps.mean(0)) - slack, 0) / se, replicates, full=True)]
+    scores = gaps.mean(0) / (gaps.std(0, ddof=1) / np.sqrt(replicates))
+    out = [rate(f"{text}, both sides", np.array([scores, -scores]), replicates, full=True)]
+    largest = float(np.abs(gaps.mean(0)).max())
+    out.append(at_most("the same: largest gap, any time up to 20", largest, 1e-3, full=True))
     truth = spectral.data.kl.values
     low = (data.kl_lower.values - truth) / np.maximum(data.kl_lower_se.values, 1e-12)
     high = (truth - data.kl_upper.values) / np.maximum(data.kl_upper_se.values, 1e-12)
