@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+READY_DOCS := .venv/ready-docs
 
 # The stamp is written last and holds the place it was made for, so that a half-made, broken or moved environment
 # is made anew.
@@ -11,7 +12,7 @@ ifneq ($(shell $(BIN)/python -c "import sys" 2>/dev/null && cat $(READY) 2>/dev/
 .PHONY: $(READY)
 endif
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(READY)
 	$(BIN)/meanfield run sims/quickstart.toml --out runs/quickstart
@@ -26,6 +27,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/python -m mypy
 
+docs: $(READY_DOCS)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	@echo 'The pages: build/docs/index.html'
+
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -37,3 +42,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@printf '%s' '$(CURDIR)' > $(READY)
+
+$(READY_DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $(READY_DOCS)

@@ -58,7 +58,7 @@ def standardised(clouds: Sequence[Cloud], flow: Flow) -> Coupled:
             zbar[:, steps.trained(flow.train)] *= std / np.sqrt(cloud.reference_variance)
         return z, zbar, cloud.weights
 
-    return remembered(clouds[0], "standardised", lambda: [one(cloud) for cloud in clouds])
+    return remembered(clouds[0], "standardised", lambda: [one(cloud) for cloud in clouds], [flow, *clouds[1:]])
 
 
 def at_start(clouds: Sequence[Cloud]) -> bool:
@@ -101,7 +101,7 @@ def features(clouds: Sequence[Cloud], flow: Flow) -> donsker.ProbeFeatures:
 @observable("lower bound on W2(p_t, p0)", unit="length", costly=True, pooled=True)
 def w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return the best of Gelbrich's bound from centred moments (L1) and the Kantorovich dual (L2)."""
-    return remembered(clouds[0], "w2_lower", lambda: _w2_lower(clouds, flow))
+    return remembered(clouds[0], "w2_lower", lambda: _w2_lower(clouds, flow), [flow, *clouds[1:]])
 
 
 def _w2_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
@@ -141,7 +141,7 @@ def w2_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 @observable("lower bound on KL(p_t || p0)", unit="nats", costly=True, pooled=True)
 def kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return the best of Donsker-Varadhan, the Gaussian with the same moments, and W2^2 / 2 (Talagrand)."""
-    return remembered(clouds[0], "kl_lower", lambda: _kl_lower(clouds, flow))
+    return remembered(clouds[0], "kl_lower", lambda: _kl_lower(clouds, flow), [flow, *clouds[1:]])
 
 
 def _kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
@@ -162,7 +162,7 @@ def _kl_lower(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 @observable("upper bound on KL(p_t || p0)", unit="nats", costly=True, pooled=True)
 def kl_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
     """Return the discrete account where it is kept; else the energy bound (L_0 - L_t) / lam, which is loose."""
-    return remembered(clouds[0], "kl_upper", lambda: _kl_upper(clouds, flow))
+    return remembered(clouds[0], "kl_upper", lambda: _kl_upper(clouds, flow), [flow, *clouds[1:]])
 
 
 def _kl_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
@@ -252,7 +252,7 @@ def ntk_eigenvalue_max(cloud: Cloud, flow: Flow) -> float:
 
 
 def _eigenvalues(cloud: Cloud, flow: Flow) -> tuple[float, float]:
-    return remembered(cloud, f"eigenvalues {flow.train}", lambda: ntk.eigenvalue_range(centred_gram(cloud, flow)))
+    return remembered(cloud, "eigenvalues", lambda: ntk.eigenvalue_range(centred_gram(cloud, flow)), [flow])
 
 
 @observable("largest change of an entry of H since p0", costly=True)
@@ -275,7 +275,7 @@ def ntk_eigenvalue_min_upper(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 
 def centred_gram(cloud: Cloud, flow: Flow) -> Array:
     """Return H(p0) + [H of the cloud - H of its reference]; the plain H of the cloud where there is no reference."""
-    return remembered(cloud, f"gram {flow.train}", lambda: _centred_gram(cloud, flow))
+    return remembered(cloud, "gram", lambda: _centred_gram(cloud, flow), [flow])
 
 
 def _centred_gram(cloud: Cloud, flow: Flow) -> Array:

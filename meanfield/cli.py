@@ -136,6 +136,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.show:
         print(configuration.dumps(config), end="")
         return 0
+    if config.sweep and not options.quiet:
+        _say("the table [sweep] is for `meanfield sweep`; this is a single run")
     return _carry(options, config, directory)
 
 

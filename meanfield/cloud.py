@@ -208,7 +208,7 @@ def gaussian_cloud(
 
 def cloud_at(z: Array, *, weights: Array | None = None, seed: int = 0, replicate: int = 0) -> Cloud:
     """Return a cloud started at given particles: no reference, so only what needs none can be measured."""
-    z = np.array(z, dtype=np.float32 if np.asarray(z).dtype == np.float32 else np.float64)
+    z = np.array(z, dtype=np.float32 if np.asarray(z).dtype == np.float32 else np.float64, order="C")
     if z.ndim != 2 or not z.size:
         raise InputError(f"particles must come as an array of shape (m, D), got shape {z.shape}")
     if not np.isfinite(z).all():

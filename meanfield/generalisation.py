@@ -207,11 +207,20 @@ def classification_after(
     smallest : float
         Radius of the first ball; it must not depend on the data.
     """
+    M, share = ball(KL, delta, smallest)
+    return zero_one_bound(mean_ramp, rademacher_bound(M, alpha, n, G1), n, share) if math.isfinite(M) else math.inf
+
+
+def ball(KL: float, delta: float, smallest: float = 1e-3) -> tuple[float, float]:
+    """Return (M_k, delta_k) of the first ball that holds a law of entropy KL, as `classification_after` takes it.
+
+    M_k = 2^k `smallest` and delta_k = delta / ((k + 1) (k + 2)); a complexity measured at M_k goes into
+    `zero_one_bound` with delta_k.
+    """
     not_negative(KL=KL)
     _probability(delta)
     positive(smallest=smallest)
     if not math.isfinite(KL):
-        return math.inf
+        return math.inf, 0.0
     k = max(0, math.ceil(math.log2(KL / smallest))) if KL > 0 else 0
-    R_n = rademacher_bound(2.0**k * smallest, alpha, n, G1)
-    return zero_one_bound(mean_ramp, R_n, n, delta / ((k + 1) * (k + 2)))
+    return 2.0**k * smallest, delta / ((k + 1) * (k + 2))

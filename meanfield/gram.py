@@ -154,7 +154,9 @@ def _mehler_between(activation: Activation, x: Array, other: Array) -> tuple[Arr
     for order in (0, 1):
         left, missed = _remembered_coefficients(activation, norms.tobytes(), order)
         right, more = _remembered_coefficients(activation, lengths.tobytes(), order)
-        _warn(activation, max(missed, more), np.append(norms, lengths))
+        # What is left out comes with rho^terms, as in `mehler`.
+        away = float(np.abs(rho).max(initial=0.0) ** min(left.shape[1], right.shape[1]))
+        _warn(activation, away * max(missed, more), np.append(norms, lengths))
         values.append(series(left, right, rho))
     return values[0], values[1]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from meanfield import canvas, ensemble
-from meanfield.canvas import BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, number
+from meanfield.canvas import BLUE, GREEN, GREY, INK, MARKERS, ORANGE, PURPLE, number
 from meanfield.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,8 +174,13 @@ def _cross(ax: Any, edges: Sequence[tuple[Array, Array, Array]], values: Array, 
 def _lines(ax: Any, edges: Sequence[tuple[Array, Array, Array]], values: Array, label: str) -> None:
     if np.isfinite(values).sum() < 4 or np.nanmax(values) == np.nanmin(values):
         return
-    drawn = ax.contour(edges[0][2], edges[1][2], values, levels=6, colors="white", linewidths=1.2)
-    ax.clabel(drawn, fontsize=7.5, fmt=lambda level: number(level))
+    from matplotlib.patheffects import withStroke
+
+    drawn = ax.contour(edges[0][2], edges[1][2], values, levels=6, colors=INK, linewidths=1.1)
+    halo = [withStroke(linewidth=3.0, foreground="white", alpha=0.75)]  # seen on every colour
+    drawn.set(path_effects=halo)
+    for text in ax.clabel(drawn, fontsize=7.5, fmt=lambda level: number(level)):
+        text.set(path_effects=halo)
     canvas.note(ax, f"lines: {label}", "lower left")
 
 
@@ -216,7 +221,7 @@ def coordinate_check(data: "xarray.Dataset", scaling: str = "network.alpha", axe
     with canvas.style():
         drawn = list(canvas.sheet(1, len(found), width=4.6, height=4.0)[1] if axes is None else axes)
         for ax, (title, name, root) in zip(drawn, found, strict=False):
-            variable = np.sqrt(end[name]) if root else end[name]
+            variable = end[name] ** 0.5 if root else end[name]
             _check_one(ax, variable, scaling)
             ax.set_title(title)
             ax.set_xlabel(SYMBOLS["cloud.m"])

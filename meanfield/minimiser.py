@@ -199,7 +199,7 @@ def _log_sobolev(data: Any) -> Array:
 def theorem_4_5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
     """Judge the explicit Theorem 4.5 for the law that the run ended at: its error on new data, its KL measured."""
     name = "Theorem 4.5, after training"
-    text = f"share of test inputs with y f < 0 <= mean ramp + 2 R_n(KL) + ..., with probability {1 - DELTA:g}"
+    text = f"share of test inputs with y f < 0 <= mean ramp + 2 R_n + chance, with probability {1 - DELTA:g}"
     needed = ("test_prediction", "test_label", "prediction", "label", "kl_upper")
     missing, reason = missing_variable(data, name, text, *needed), limit_law(data)
     if missing or reason:
@@ -213,9 +213,21 @@ def theorem_4_5(data: Any, clouds: list[Cloud]) -> list[Verdict]:
         return [Verdict(name, text, NOT_APPLICABLE, note=note)]
     wrong = float(theory.zero_one(new, data.test_prediction.values.mean(0)).mean())
     ramp = float(theory.ramp(y, data.prediction.values[:, -1].mean(0)).mean())
-    kl = float((data.kl_upper.values + np.nan_to_num(safe_error(data, "kl_upper"), posinf=0.0))[-1])
-    bound = theory.classification_after(ramp, max(kl, 0.0), float(a["alpha"]), len(y), DELTA, bounded)
-    error = 2 * np.sqrt(wrong * (1 - wrong) / len(new)) + 1 / len(new)
-    note = "the bound is above 1, which says nothing" if bound >= 1 else ""
+    doubt = float(safe_error(data, "kl_upper")[-1])  # infinite for a single replicate, which proves nothing
+    kl = max(float(data.kl_upper.values[-1]) + (doubt if np.isfinite(doubt) else 0.0), 0.0)
+    bound = theory.classification_after(ramp, kl, float(a["alpha"]), len(y), DELTA, bounded)
+    error = 2 * np.sqrt(wrong * (1 - wrong) / len(new)) + 1 / len(new) + (0.0 if np.isfinite(doubt) else np.inf)
+    note = _parts(ramp, kl, float(a["alpha"]), len(y), bounded)
+    note += "; a bound above 1 says nothing" if bound >= 1 else ""
     end = data.time.values[-1:]
     return [judge(name, text, np.array([wrong]), np.array([bound]), np.array([error]), end, note=note)]
+
+
+def _parts(ramp: float, kl: float, alpha: float, n: int, bounded: float) -> str:
+    """Return the parts of the bound after training: mean ramp, 2 R_n of the first ball that holds the law, chance."""
+    M, share = theory.ball(kl, DELTA)
+    if not np.isfinite(M):
+        return "KL has no upper bound here"
+    twice = 2 * theory.rademacher_bound(M, alpha, n, bounded)
+    chance = theory.zero_one_bound(0.0, 0.0, n, share)
+    return f"{ramp:.3g} + {twice:.3g} + {chance:.3g}, with KL <= {kl:.3g} in the ball M = {M:.3g} nats"

@@ -59,7 +59,7 @@ def _bound_on_minimum(clouds: Sequence[Cloud], flow: Flow) -> duality.Bound:
         key = f"dual {cloud.start_std} {cloud.seed} {nodes}"
         return remembered(flow, key, lambda: duality.Dual(reduced, flow.lam, nodes, cloud.seed)).bound(residual)
 
-    return remembered(clouds[0], f"dual {len(clouds)}", make)
+    return remembered(clouds[0], "dual", make, [flow, *clouds[1:]])
 
 
 def _reduced(cloud: Cloud, flow: Flow) -> Risk:

@@ -69,12 +69,12 @@ LARGEST_ORIGINS = 1 << 29
 _memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
-def remembered(key: Any, name: str, make: Callable[[], Any]) -> Any:
-    """Return what `make` makes, once for every object `key` and name, for as long as the object lives."""
+def remembered(key: Any, name: str, make: Callable[[], Any], of: Sequence[Any] = ()) -> Any:
+    """Return what `make` makes, once for every object `key`, name and objects `of`, for as long as they live."""
     found = _memo.setdefault(key, {})
-    if name not in found:
-        found[name] = make()
-    return found[name]
+    if name not in found or [id(other()) for other in found[name][0]] != [id(other) for other in of]:
+        found[name] = [weakref.ref(other) for other in of], make()
+    return found[name][1]
 
 
 def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -> Callable[[Callable], Callable]:
@@ -201,8 +201,8 @@ def second_moment(cloud: Cloud, flow: Flow) -> float:
 def drift_rms(cloud: Cloud, flow: Flow) -> float:
     """Return sqrt(E|b|^2), the mean over particles of the cloud: for a network (2 alpha / n) sqrt(r . H r).
 
-    H r is found without H (`kernel_residual`), so that no Gram matrix of an earlier step enters; for a large cloud from
-    a quarter of its particles.
+    H r is found without H (`kernel_residual`), so that no Gram matrix of an earlier step enters; for a large cloud of
+    equal weights from a quarter of its particles.
     """
     objective = flow.objective.full
     if isinstance(objective, Risk):
@@ -214,8 +214,9 @@ def drift_rms(cloud: Cloud, flow: Flow) -> float:
 def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
     """Return H r of the cloud, shape (n,): from its Gram matrix if a step has measured it, else in a pass of O(n d).
 
-    The pass goes over every k-th particle, other ones from step to step, k <= `THINNED` such that at least `SAMPLED`
-    are left: all of them would cost an eighth of a step, and the error of sampling is at most twice the cloud's own.
+    Of equal weights and a Gaussian start, particles are independent but for the law they share. Then the pass goes over
+    every k-th, other ones from step to step, k <= `THINNED` such that at least `SAMPLED` are left: all of them would
+    cost an eighth of a step, and the error of sampling is at most twice the cloud's own.
     """
     risk = network(flow)
 
@@ -224,13 +225,13 @@ def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
         gram = risk.measured_gram(cloud, flow.train)
         if gram is not None:
             return gram @ r
-        k = max(1, min(THINNED, cloud.m // SAMPLED))
+        alike = cloud.weights is None and cloud.start is None
+        k = max(1, min(THINNED, cloud.m // SAMPLED)) if alike else 1
         some = slice(cloud.step % k, None, k)
-        weights = None if cloud.weights is None else cloud.weights[some] / cloud.weights[some].sum()
         dtype = np.float64 if k == 1 else np.float32  # rounding is nothing beside what thinning does
-        return ntk.product(risk.unit.h, risk.inputs, cloud.z[some], r, weights, flow.train, dtype=dtype)
+        return ntk.product(risk.unit.h, risk.inputs, cloud.z[some], r, cloud.weights, flow.train, dtype=dtype)
 
-    return remembered(cloud, f"kernel residual {flow.train}", make)
+    return remembered(cloud, "kernel residual", make, [flow])
 
 
 @observable("rms over samples of e_i = E_p[Laplace psi_i - z . grad psi_i]")
@@ -311,8 +312,8 @@ def origin(cloud: Cloud, flow: Flow) -> Array:
         kept["name"] = name
     if cloud.replicate in kept:
         return kept[cloud.replicate]
-    origin = cloud.z if cloud.step == 0 else cloud.origin()
-    if len(kept) * origin.nbytes <= LARGEST_ORIGINS:
+    origin = cloud.z if cloud.step == 0 and cloud.z is cloud.reference else cloud.origin()
+    if len(kept) * origin.nbytes <= min(LARGEST_ORIGINS, parallel.memory()):
         kept[cloud.replicate] = origin
     return origin
 

@@ -3,6 +3,8 @@
 `spectrum` takes eigenvalues from them; `ntk` holds all that is said of tangent kernels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from meanfield import backends, parallel
@@ -72,8 +74,25 @@ def product(
     return np.asarray(parallel.sum_blocks(part_sum, m, min(BLOCK, parallel.block_size(len(x)))))
 
 
-def start_product(activation: Activation, x: Array, v: Array, *, std: float = 1.0, train: str = "both") -> Array:
-    """Return H(p0) v by tiles of rows of the closed form or Mehler's series; O(n^2), no n x n matrix."""
+def start_operator(
+    activation: Activation, x: Array, *, std: float = 1.0, train: str = "both"
+) -> Callable[[Array], Array]:
+    """Return v -> H(p0) v, from the closed form or Mehler's series by tiles of rows.
+
+    The matrix is kept where half of the memory budget holds it (n up to 5,792 at 512 MB), and a product then costs n^2;
+    beyond, every product forms the tiles anew, which for a series of 192 terms is a thousand times dearer
+    (`parallel.set_memory` raises the budget).
+    """
     x = np.asarray(x, dtype=np.float64)
-    rows = [slice(first, first + gaussian.TILE) for first in range(0, len(x), gaussian.TILE)]
-    return np.concatenate([gaussian.kernel(activation, x[part], x, std=std, train=train) @ v for part in rows])
+    n = len(x)
+    rows = [slice(first, first + gaussian.TILE) for first in range(0, n, gaussian.TILE)]
+
+    def tile(part: slice) -> Array:
+        return gaussian.kernel(activation, x[part], x, std=std, train=train)
+
+    if 8 * n * n > parallel.memory() // 2:
+        return lambda v: np.concatenate([tile(part) @ v for part in rows])
+    matrix = np.empty((n, n))
+    for part in rows:
+        matrix[part] = tile(part)
+    return lambda v: matrix @ v

@@ -270,13 +270,12 @@ class Elsewhere(NamedTuple):
 
 
 def elsewhere(activation: Activation, inputs: Array, others: Array) -> Elsewhere:
-    """Return what expectations at other inputs (q, d) need beside those at `inputs` (n, d). O((n + q)^2)."""
+    """Return what expectations at other inputs (q, d) need beside those at `inputs` (n, d). O(n q)."""
     basis, _ = span(inputs)
     along = others @ basis.T
     rest = np.linalg.norm(others - along @ basis, axis=1)
     width = np.where(rest > RANK * np.linalg.norm(others, axis=1), rest, 0.0)
-    n = len(inputs)
-    return Elsewhere(along, width, ntk.gram_parts(activation, np.concatenate([inputs, others]))[0][:n, n:])
+    return Elsewhere(along, width, ntk.kernel(activation, inputs, others, train="u"))
 
 
 def smoothed(activation: Activation, w: Array, width: Array) -> Array:

@@ -10,6 +10,7 @@ replicates are not, so that two replicates or more remove it. Where the risk is 
 (`centred = false`) the kernel is the network's own, with nothing to be removed.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -51,11 +52,16 @@ def kernel_drift(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
 
 
 def _own_drift(risk: Risk, cloud: Cloud, flow: Flow) -> float:
-    def make() -> Array:
-        return _plain_gram(risk, cloud.replace(z=origin(cloud, flow), reference=None), flow.train)
-
-    start = remembered(flow, f"own kernel {cloud.seed} {cloud.replicate} {cloud.z.shape} {cloud.start_std}", make)
+    start = _of_start("kernel", cloud, flow, lambda first: _plain_gram(risk, first, flow.train))
     return float(np.linalg.norm(_plain_gram(risk, cloud, flow.train) - start) / np.linalg.norm(start))
+
+
+def _of_start(name: str, cloud: Cloud, flow: Flow, function: Callable[[Cloud], Array]) -> Array:
+    """Return a function of the cloud at its own start, kept for the flow's life by what that start is."""
+    z = np.ascontiguousarray(origin(cloud, flow))
+    key = f"{name} at {hashlib.sha256(z.view(np.uint8).data).hexdigest()}"
+    weights = [] if cloud.weights is None else [cloud.weights]
+    return remembered(flow, key, lambda: function(cloud.replace(z=z, reference=None)), weights)
 
 
 def _plain_gram(risk: Risk, cloud: Cloud, train: str) -> Array:
@@ -89,7 +95,8 @@ def kernel_alignment(clouds: Sequence[Cloud], flow: Flow) -> Estimate:
         return Estimate(float(along[0] / norms[0]), math.nan, SINGLE.replace("up", "down"))
 
     def cosine(products: Array, kept: Array) -> float:
-        return float(along[kept].mean() / math.sqrt(off_diagonal_mean(products, kept)))
+        square = off_diagonal_mean(products, kept)
+        return float(along[kept].mean() / math.sqrt(square)) if square > 0 else math.nan
 
     value, error = jackknife(kernels, cosine)
     return Estimate(min(value, 1.0), error, PAIRS)
@@ -100,14 +107,14 @@ def jackknife(matrices: Sequence[Array], function: Callable[[Array, Array], floa
 
     The error sqrt((R - 1)/R sum_r (value without r - their mean)^2) asks for three replicates; NaN for two.
     """
-    rows = np.array([matrix.ravel() for matrix in matrices])
-    everyone = np.arange(len(rows))
-    products = rows @ rows.T
+    count = len(matrices)
+    everyone = np.arange(count)
+    products = np.array([[np.vdot(a, b) for b in matrices] for a in matrices])  # no copies of large matrices
     value = function(products, everyone)
-    if len(rows) < 3:
+    if count < 3:
         return value, math.nan
     without = np.array([function(products, np.delete(everyone, r)) for r in everyone])
-    return value, math.sqrt((len(rows) - 1) / len(rows) * float(((without - without.mean()) ** 2).sum()))
+    return value, math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
 
 
 def off_diagonal_mean(products: Array, kept: Array) -> float:
@@ -122,9 +129,7 @@ def output_change(cloud: Cloud, flow: Flow) -> float:
     risk = network(flow)
     change = risk.prediction(cloud)
     if not risk.centred:
-        key = f"own output {cloud.seed} {cloud.replicate} {cloud.z.shape} {cloud.start_std}"
-        start = cloud.replace(z=origin(cloud, flow), reference=None)
-        change = change - remembered(flow, key, lambda: risk.prediction(start))
+        change = change - _of_start("output", cloud, flow, risk.prediction)
     return float(np.sqrt(np.mean(change**2)))
 
 

@@ -1,10 +1,10 @@
 """Eigenvalues of tangent kernels: dense, from products alone (Lanczos), against n, and from replicates.
 
 A matrix is solved densely (`smallest`), an operator by Lanczos (`lanczos`), which asks for products H v alone: at a
-cloud they take one pass over the particles (`product`), at p0 tiles of rows (`start_product`). `smallest_at_start`
-and `smallest_at_cloud` choose by size; `against_n` gives lambda_min and lambda0 over prefixes of the inputs;
-`between` takes lambda_min from replicates' matrices, biased down and biased up. `ntk` holds all that is said of
-tangent kernels.
+cloud they take one pass over the particles (`product`), at p0 the matrix, or tiles of it (`start_operator`).
+`smallest_at_start` and `smallest_at_cloud` choose by size; `against_n` gives lambda_min and lambda0 over prefixes of
+the inputs; `between` takes lambda_min from replicates' matrices, biased down and biased up. `ntk` holds all that is
+said of tangent kernels.
 """
 
 import math
@@ -19,12 +19,12 @@ from meanfield.cloud import Cloud
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate, mean_estimate
 from meanfield.noise import Stream
-from meanfield.products import gram_at_cloud, product, start_product
+from meanfield.products import gram_at_cloud, product, start_operator
 from meanfield.units import Activation
 
 Array = np.ndarray
-# Up to so many samples a matrix is formed and solved; beyond, eigenvalues come from products.
-DENSE = 2000
+# Up to so many samples a matrix is formed and solved, which is faster; beyond, eigenvalues come from products.
+DENSE = 4000
 # Products at most, and relative size of the residual at which Lanczos stops.
 PRODUCTS, TOLERANCE = 400, 1e-10
 
@@ -128,7 +128,7 @@ def smallest_at_start(
     """Return Lambda = lambda_min(H(p0)): dense up to `dense` samples, by Lanczos beyond."""
     if len(x) <= dense:
         return smallest(gaussian.gram_gaussian(activation, x, std=std, train=train))
-    return lanczos(lambda v: start_product(activation, x, v, std=std, train=train), len(x))[0]
+    return lanczos(start_operator(activation, x, std=std, train=train), len(x))[0]
 
 
 def smallest_at_cloud(
@@ -187,11 +187,7 @@ def against_n(
         if n <= dense:
             low, high = smallest(whole[:n, :n]), largest_eigenvalue(whole[:n, :n])
         else:
-
-            def apply(v: Array, n: int = n) -> Array:
-                return start_product(activation, x[:n], v, std=std, train=train)
-
-            low, top = lanczos(apply, n)
+            low, top = lanczos(start_operator(activation, x[:n], std=std, train=train), n)
             high = top.value
         rows.append((n, low.value, low.error, high, math.sqrt(max(low.value, 0.0) / n)))
     return AgainstN(*(np.array(column) for column in zip(*rows, strict=True)))

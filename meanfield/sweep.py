@@ -72,7 +72,8 @@ def sweep(
         Where points run: the function and its arguments can be pickled, and nothing but `submit` is asked for. Workers
         must see the same files.
     jobs : int
-        Without an executor: points that run at a time, each in a process of its own.
+        Without an executor: points that run at a time, in processes that are spawned (so a script that asks for more
+        than one needs the guard ``if __name__ == "__main__":``).
     threads : int, optional
         Threads of one point; by default the threads of this process divided by `jobs`.
     backend : str
@@ -155,6 +156,8 @@ class _Sweep:
             store.write_bytes(self.directory / CONFIG, configuration.dumps(self.config).encode())
             todo = self.todo()
             self.announce(todo)
+            if todo:  # what is there belongs to another set of points
+                (self.directory / RECORDS).unlink(missing_ok=True)
             self.write_index()
             try:
                 with pool(executor, min(jobs, len(todo)), threads) as (workers, share, forward):

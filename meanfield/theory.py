@@ -44,6 +44,7 @@ from meanfield.aposteriori import safe_minimum as safe_minimum
 from meanfield.aposteriori import travelled as travelled
 from meanfield.assumptions import Array, not_negative, positive, suprema_of
 from meanfield.errors import InputError
+from meanfield.generalisation import ball as ball
 from meanfield.generalisation import classification_after as classification_after
 from meanfield.generalisation import classification_bound as classification_bound
 from meanfield.generalisation import classification_simple as classification_simple

@@ -5,10 +5,12 @@ import math
 import cases
 import numpy as np
 import pytest
+import xarray
 from scipy.optimize import minimize, minimize_scalar
 
-from meanfield import theory
+from meanfield import minimiser, theory
 from meanfield.errors import InputError
+from meanfield.verdicts import HOLDS, INCONCLUSIVE, NOT_APPLICABLE, VIOLATED
 
 # --- (5.2) to (5.5)
 
@@ -144,6 +146,41 @@ def test_after_training_every_ball_has_its_share():
     third = theory.zero_one_bound(0.2, theory.rademacher_bound(4e-3, alpha, n, 1.0), n, 0.05 / 12)
     assert theory.classification_after(0.2, 3e-3, alpha, n, 0.05, 1.0) == third
     assert theory.classification_after(0.2, math.inf, alpha, n, 0.05, 1.0) == math.inf
+
+
+def ended_at(KL, *, replicates=4, se=0.01, wrong=0.1, label=1.0):
+    """Records of a run of 10,000 samples, all fitted, that misses a share of 1000 new ones."""
+    new = np.where(np.arange(1000) < 1000 * wrong, -0.5, 0.5)
+    return xarray.Dataset(
+        {
+            "prediction": (("replicate", "time", "sample"), np.full((replicates, 1, 10_000), 0.9)),
+            "label": ("sample", np.full(10_000, label)),
+            "test_prediction": (("replicate", "test"), np.tile(new, (replicates, 1))),
+            "test_label": ("test", np.ones(1000)),
+            "kl_upper": ("bound_time", [KL]),
+            "kl_upper_se": ("bound_time", [se]),
+        },
+        {"time": [2.0], "bound_time": [2.0]},
+        {"suprema": [1.0] * 5, "alpha": 3.0, "decay": 1.0, "centred": 1, "scheme": "kernel"},
+    )
+
+
+def test_the_line_of_verify():
+    """Its parts add up to the bound; errors beyond it violate; one replicate and KL without a bound prove nothing."""
+    (line,) = minimiser.theorem_4_5(ended_at(0.1), [])
+    kl = 0.1 + 0.01 * 3.1824
+    assert line.verdict == HOLDS and line.measured == pytest.approx(0.1)
+    assert line.bound == pytest.approx(theory.classification_after(0.1, kl, 3.0, 10_000, 0.05, 1.0), rel=1e-9)
+    parts = [float(word) for word in line.note.split(",")[0].split(" + ")]
+    assert sum(parts) == pytest.approx(line.bound, abs=2e-3) and "M = 0.256 nats" in line.note
+    assert minimiser.theorem_4_5(ended_at(0.1, wrong=0.6), [])[0].verdict == VIOLATED
+    assert minimiser.theorem_4_5(ended_at(0.1, replicates=1, se=np.nan), [])[0].verdict == INCONCLUSIVE
+    assert minimiser.theorem_4_5(ended_at(0.1, label=0.5), [])[0].verdict == NOT_APPLICABLE
+    assert "above 1 says nothing" in minimiser.theorem_4_5(ended_at(50.0), [])[0].note
+    (line,) = minimiser.theorem_4_5(ended_at(np.inf, se=0.0), [])
+    assert line.bound == np.inf and "no upper bound" in line.note
+    M, share = theory.ball(kl, 0.05)
+    assert M == 0.256 and share == 0.05 / 90
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The cheap observables: by another route, without the matrices that an explicit step does not need, drawn once."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import small
 
 from meanfield import canvas, entropy, moments, observables
-from meanfield.cloud import Cloud
-from meanfield.observables import OBSERVABLES, mean_square
+from meanfield.cloud import Cloud, cloud_at
+from meanfield.estimate import Estimate
+from meanfield.observables import OBSERVABLES, Unavailable, mean_square
 from meanfield.risk import Risk
 
 
@@ -95,6 +97,52 @@ def test_a_product_over_some_particles_is_unbiased():
     quarters = [observables.kernel_residual(cloud.replace(step=k), flow) for k in range(observables.THINNED)]
     np.testing.assert_allclose(np.mean(quarters, axis=0), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
     assert np.ptp(quarters, axis=0).max() > 1e-3 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_particles_that_are_not_alike_are_all_taken(weighted):
+    """Four points in turn, or masses in every fourth particle: a quarter of the particles would miss the others."""
+    flow = small.flow(centred=False)
+    points = np.random.default_rng(0).normal(size=(4, 4))
+    m = observables.THINNED * observables.SAMPLED
+    if weighted:
+        masses = np.where(np.arange(m) % 4 == 1, 1.0, 0.0)
+        cloud = small.cloud(flow, m=m, weights=masses).replace(z=np.tile(points, (m // 4, 1)))
+        expected = points[1:2]
+    else:
+        cloud, expected = cloud_at(np.tile(points, (m // 4, 1))), points
+    assert read("drift_rms", cloud, flow) == pytest.approx(read("drift_rms", cloud_at(expected), flow), rel=1e-10)
+
+
+def test_what_is_remembered_of_a_cloud_belongs_to_a_flow_and_its_replicates():
+    """Two flows and two sets of replicates that share a cloud read what each reads alone."""
+    flows = [small.flow(eta=0.01), small.flow(eta=0.01, seed=1, alpha=20.0, train="theta")]
+    clouds = [moved(flows[0], replicate=r) for r in range(3)]
+    names = [name for name, o in OBSERVABLES.items() if not o.on_test]
+
+    def readings(flow, some):
+        out = {}
+        for name in names:
+            o = OBSERVABLES[name]
+            try:
+                found = o.function(some, flow) if o.pooled else [o.function(cloud, flow) for cloud in some]
+            except Unavailable:
+                continue
+            out[name] = np.asarray(found[:2] if isinstance(found, Estimate) else found)
+        return out
+
+    for flow, some in itertools.product(flows, (clouds[:2], clouds)):
+        fresh = readings(flow, [cloud.replace(step=cloud.step) for cloud in some])
+        for name, value in readings(flow, some).items():
+            np.testing.assert_allclose(value, fresh[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_a_cloud_that_was_moved_by_hand_did_not_start_there():
+    flow = small.flow()
+    cloud = small.cloud(flow)
+    other = cloud.replace(z=cloud.z + 1)
+    assert read("travelled", other, flow) == pytest.approx(cloud.dimension, rel=1e-12)
+    assert read("travelled", cloud, flow) == 0.0
 
 
 def test_a_start_is_the_first_record_itself():

@@ -9,7 +9,7 @@ import small
 
 from meanfield import regimes
 from meanfield.bounds import centred_gram
-from meanfield.cloud import gaussian_cloud
+from meanfield.cloud import cloud_at, gaussian_cloud
 from meanfield.errors import InputError
 from meanfield.flow import Flow
 from meanfield.linearised import Linearised
@@ -84,6 +84,19 @@ def test_a_network_of_width_m_has_its_own_kernel():
     y = flow.objective.y
     along = [y @ kernel(c.z) @ y / (y @ y * np.linalg.norm(kernel(c.z))) for c in clouds]
     assert read("kernel_alignment", clouds, flow).value == pytest.approx(np.mean(along), rel=1e-10)
+
+
+def test_a_start_of_ones_own_is_not_taken_for_another():
+    """Two clouds of one flow with one seed, moved by the same shift from other starts."""
+    flow = small.flow(centred=False)
+    for seed in (0, 1):
+        z = np.random.default_rng(seed).normal(size=(64, 4))
+        cloud = cloud_at(z).replace(z=z + 0.1, step=1)
+        before, after = (flow.objective.gram(cloud_at(v)) for v in (z, z + 0.1))
+        wanted = np.linalg.norm(after - before) / np.linalg.norm(before)
+        assert read("kernel_drift", [cloud], flow).value == pytest.approx(wanted, rel=1e-10)
+        change = flow.objective.prediction(cloud_at(z + 0.1)) - flow.objective.prediction(cloud_at(z))
+        assert read("output_change", cloud, flow) == pytest.approx(np.sqrt((change**2).mean()), rel=1e-10)
 
 
 def test_products_of_replicates_have_no_bias():

@@ -4,7 +4,7 @@ import cases
 import numpy as np
 import pytest
 
-from meanfield import gram, ntk, spectrum, theory
+from meanfield import gram, ntk, parallel, spectrum, theory
 from meanfield.cloud import gaussian_cloud
 from meanfield.errors import InputError
 from meanfield.units import ACTIVATIONS
@@ -64,12 +64,17 @@ def test_gram_matrix_of_a_cloud_by_its_definition(moved):
         np.testing.assert_allclose(ntk.product(TANH, x, z, v, mass, train), expected @ v, rtol=1e-11)
 
 
-def test_rows_of_the_start_by_tiles(monkeypatch):
+@pytest.mark.parametrize("memory", [None, 100])
+def test_products_at_the_start_by_tiles(monkeypatch, memory):
     monkeypatch.setattr(gram, "TILE", 7)
     x, v = sphere(20, 3), np.linspace(-1, 1, 20)
-    for activation in (ERF, TANH):
-        expected = ntk.gram_gaussian(activation, x) @ v
-        np.testing.assert_allclose(spectrum.start_product(activation, x, v), expected, rtol=1e-9)
+    parallel.set_memory(memory)
+    try:
+        for activation in (ERF, TANH):
+            expected = ntk.gram_gaussian(activation, x) @ v
+            np.testing.assert_allclose(spectrum.start_operator(activation, x)(v), expected, rtol=1e-9)
+    finally:
+        parallel.set_memory(None)
 
 
 # --- eigenvalues
@@ -106,6 +111,14 @@ def test_both_ways_to_the_smallest_eigenvalue(moved):
         assert solved.method == "dense" and by_products.method.startswith("Lanczos")
         assert abs(solved.value - by_products.value) <= solved.error + by_products.error + 1e-10
         assert by_products.error < 1e-3 * solved.value
+
+
+def test_lanczos_at_size():
+    """The lowest eigenvalues of 600 inputs are close together and 1e-4 of the largest: the kernel is formed once."""
+    x = sphere(600, 10)
+    expected = np.linalg.eigvalsh(ntk.gram_gaussian(ERF, x))[0]
+    found = ntk.smallest_at_start(ERF, x, dense=10)
+    assert found.value == pytest.approx(expected, rel=1e-8) and found.error < 1e-4 * expected
 
 
 def test_eigenvalues_against_n():

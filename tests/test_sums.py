@@ -154,6 +154,18 @@ def test_several_strips_and_chunks_make_the_same_sums(dtype: str, monkeypatch) -
         same(p.calls(cpu.BACKEND, h, train, p.far, p.weights), wanted, CLOSE[dtype])
 
 
+@pytest.mark.parametrize(("name", "w"), [("erf", 7.5), ("erf", 8.0), ("sigmoid", 60.0), ("softplus", 100.0)])
+def test_a_remainder_stays_a_bound_where_squares_leave_single_precision(name: str, w: float) -> None:
+    """Neurons that are nearly saturated, under a field large enough that their curvature counts."""
+    h, rng = ACTIVATIONS[name], np.random.default_rng(0)
+    x, z = np.ones((40, 2)), np.full((256, 3), w / 2)
+    z[:, :2] += 0.01 * rng.standard_normal((256, 2))
+    c = np.full(40, 1 / (40 * abs(float(h.jet(np.array([w]))[2][0]))))
+    arguments = (h, x, z, None, None, c, EPS, "theta")
+    wanted = reference.kick(*arguments, account=True).remainder
+    assert 1e-4 < wanted <= cpu.BACKEND.kick(*arguments, account=True).remainder <= (1 + BOUND) * wanted
+
+
 def test_a_kick_too_long_has_no_finite_remainder() -> None:
     p, h = Problem(), ACTIVATIONS["tanh"]
     for kick in (sums.kick, sums.midpoint_kick):

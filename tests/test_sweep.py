@@ -35,7 +35,7 @@ activation = "tanh"
 replicates = 2
 [flow]
 lam = 0.05
-time = 1.0
+time = 0.6
 eta = 0.02
 [record]
 observables = ["loss", "prediction", "coupled_distance", "w2_upper"]
@@ -89,10 +89,10 @@ def small(**changes) -> config.RunConfig:
 def test_a_point_is_the_run_that_anybody_would_make(whole):
     data = sphere(n=8, d=2)
     flow = Flow(Risk(data[0], data[1], Unit("tanh"), 8.0), 0.05, 0.02)
-    run = simulate(flow, gaussian_cloud(64, Unit("tanh"), 2, 1), 1.0, replicates=2, observables=["loss"], bounds=2)
+    run = simulate(flow, gaussian_cloud(64, Unit("tanh"), 2, 1), 0.6, replicates=2, observables=["loss"], bounds=2)
     point = whole.sel({"network.alpha": "sqrt(m)", "cloud.m": 64, "cloud.seed": 1})
     np.testing.assert_array_equal(point.loss, run.data.loss)
-    assert point.alpha == 8.0 and point.steps == 50 and point.status == "finished"
+    assert point.alpha == 8.0 and point.steps == 30 and point.status == "finished"
     assert whole.loss.dims == ("network.alpha", "cloud.m", "cloud.seed", "replicate", "time")
     assert whole.attrs["coupling"] == "" and summary(whole) == (
         "12 points (2 network.alpha, 2 cloud.m, 3 cloud.seed): 12 finished", 0
@@ -183,20 +183,26 @@ def process_works_in(directory: Path) -> list[bool]:
 
 
 def test_a_signal_between_points_and_within_one(text, whole, tmp_path):
-    out = tmp_path / "out"
+    out, small_text = tmp_path / "out", TEXT.replace("[0, 1, 2]", "[2]")
+    text.write_text(small_text)
 
-    def stop(line: str) -> None:
-        if line.startswith("[2/"):
-            os.kill(os.getpid(), signal.SIGINT)
+    def stop_after(count: int):
+        return lambda line: os.kill(os.getpid(), signal.SIGINT) if line.startswith(f"[{count}/") else None
 
-    with pytest.raises(Interrupted, match="2 of 12 points have ended"):
-        sweep(text, out, say=stop)
+    with pytest.raises(Interrupted, match="2 of 4 points have ended"):
+        sweep(text, out, say=stop_after(2))
     assert ended(out) == 2
     told: list[str] = []
-    with pytest.raises(Interrupted, match="of 12 points have ended"), interrupted_when(out):
+    with pytest.raises(Interrupted, match="of 4 points have ended"), interrupted_when(out):
         sweep(text, out, say=told.append)
     assert any("interrupted, stopped by signal" in line for line in told)
-    xarray.testing.assert_identical(sweep(text, out), whole)
+    data = sweep(text, out)
+    for name in ("loss", "prediction", "w2_upper", "w2_upper_se"):
+        xarray.testing.assert_identical(data[name], whole[name].sel({"cloud.seed": [2]}))
+    text.write_text(small_text.replace("[2]", "[2, 3]"))
+    with pytest.raises(Interrupted, match="5 of 8 points"):
+        sweep(text, out, say=stop_after(1))
+    assert not (out / "sweep.nc").exists()  # the old one is not of these points
 
 
 class interrupted_when:  # noqa: N801
@@ -300,8 +306,10 @@ class Pickling(Executor):
         return future
 
 
-def test_any_executor_gives_the_same(text, whole, tmp_path):
-    xarray.testing.assert_identical(sweep(text, tmp_path / "out", executor=Pickling()), whole)
+def test_any_executor_gives_the_same(tmp_path):
+    swept = small(sweep={"cloud.m": [16, 32], "network.alpha": ["1", "sqrt(m)"]})
+    serial = sweep(swept, tmp_path / "serial")
+    xarray.testing.assert_identical(sweep(swept, tmp_path / "out", executor=Pickling()), serial)
 
 
 @pytest.mark.parametrize("executor", [None, Pickling()], ids=["serial", "executor"])

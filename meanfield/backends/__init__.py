@@ -156,13 +156,13 @@ def choose(n: int, m: int) -> Choice:
     """
     work = n * m
     if work >= DEVICE_WORK and find_spec("cupy") is not None and not unavailable("cuda"):
-        return Choice("cuda", f"a GPU is there and n m = {work:.3g} is at least {DEVICE_WORK:.3g}")
+        return Choice("cuda", f"a GPU is there and n m = {work:,} is at least {DEVICE_WORK:,}")
     if work < COMPILED_WORK:
-        return Choice("numpy", f"n m = {work:.3g} is below {COMPILED_WORK:.3g}, too little for compiled code")
+        return Choice("numpy", f"n m = {work:,} is below {COMPILED_WORK:,}, too little for compiled code")
     reason = unavailable("cpu")
     if reason:
         return Choice("numpy", reason)
-    return Choice("cpu", f"n m = {work:.3g} is at least {COMPILED_WORK:.3g}")
+    return Choice("cpu", f"n m = {work:,} is at least {COMPILED_WORK:,}")
 
 
 def normals(seed: int, stream: int, *, count: int, width: int, **place: Any) -> Array:

@@ -163,7 +163,7 @@ def unavailable() -> str:
     try:
         import cupy
     except ImportError as error:
-        return f"CuPy cannot be imported ({str(error).strip().splitlines()[0]}). {advice}"
+        return f"CuPy cannot be imported ({(str(error).strip() or 'no reason given').splitlines()[0]}). {advice}"
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:

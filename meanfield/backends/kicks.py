@@ -49,15 +49,20 @@ def rounded_form(left, a, single, w, out):
 
     `left` is (matrix in float32, its Frobenius norm F, scale). A float32 inner product of length n is off by at most
     gamma |x| |y|, gamma = n 2^-24 / (1 - n 2^-24), with two roundings more for its factors; |left a| by gamma F |a|.
+    Particles are worked over |a|, so that what squares lose below the normal numbers is far less than that.
     """
     matrix, size, scale = left
-    squares, sizes = out
+    squares, lengths = out
     squares[:] = 0
-    sizes[:] = 0
+    lengths[:] = 0
     for i in range(a.shape[0]):
         for j in range(BLOCK):
-            single[i, j] = a[i, j]
-            sizes[j] += a[i, j] * a[i, j]
+            lengths[j] += float(a[i, j]) * a[i, j]
+    for j in range(BLOCK):
+        lengths[j] = np.sqrt(lengths[j])
+    for i in range(a.shape[0]):
+        for j in range(BLOCK):
+            single[i, j] = a[i, j] / lengths[j] if lengths[j] else 0
     for k in range(0, matrix.shape[0], SAMPLES):
         inner(matrix, k, single, w)
         for s in range(SAMPLES):
@@ -66,8 +71,8 @@ def rounded_form(left, a, single, w, out):
     count = (matrix.shape[0] + a.shape[0] + 8) * 2.0**-24
     slack = count / (1 - count)
     for j in range(BLOCK):
-        root = scale * ((1 + slack) * np.sqrt(float(squares[j])) + slack * size * np.sqrt(float(sizes[j])))
-        sizes[j] = root * root
+        root = scale * lengths[j] * ((1 + slack) * np.sqrt(float(squares[j])) + slack * size)
+        lengths[j] = root * root
 
 
 @compiled

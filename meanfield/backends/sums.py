@@ -220,7 +220,7 @@ class Kick:
         left = self.left(2)
         scale = float(np.abs(left).max(initial=0.0)) or 1.0
         left = (left / scale).astype(np.float32)
-        return left, float(np.linalg.norm(left)), scale
+        return left, float(np.linalg.norm(left.astype(np.float64))), scale
 
     @property
     def kept(self) -> tuple[int, ...]:
