@@ -18,7 +18,7 @@ import meanfield as mf
 from meanfield import parallel, theory
 from meanfield.claims import Claim, at_least, at_most, jackknifed, near, order, slope
 from meanfield.cloud import gaussian_cloud
-from meanfield.estimate import Estimate
+from meanfield.estimate import Estimate, student_factor
 from meanfield.lockstep import distance_to_linearised
 
 from ._lazy_alpha_figures import plot as plot
@@ -26,19 +26,20 @@ from ._lazy_alpha_reading import END, FAR, LAM, law_order, limit_distance, lowes
 
 TITLE = "Law, tangent kernel and distance to the linearised run against the output scale"
 STATEMENT = "Theorem 4.4: W2^2, KL = O(alpha^-2); lazy training: parameters and outputs O(alpha^-1)"
-MINUTES = 4
+MINUTES = 1.5
 
 SPAN, STEPS = 3.0, 60  # of the network part: end in units of 1 / (kappa Lambda), and steps
 OBSERVABLES = ["loss_unbiased", "travelled", "coupled_distance", "w2_lower", "w2_upper", "kl_lower", "kl_upper",
                "kernel_drift"]  # fmt: skip
-DRIFTING = {"sphere": (10.0, 100.0), "digits": (30.0, 100.0)}  # where the drift of the kernel is above its error
+DRIFTING = {"sphere": (30.0, 300.0), "digits": (30.0, 100.0)}  # lazy, and the kernel's drift well above its error
+BOTH = (30.0, 100.0)  # the same for the distance of the limit law's outputs
 
 
 def _points(law: dict, alphas, widths, near_alphas, replicates: int) -> list[dict]:
-    common = {"replicates": replicates, "seed": 1}
+    common, twice = ({"replicates": k * replicates, "seed": 1} for k in (1, 2))
     return [
         *({"part": "law", "problem": p, "alpha": a, "m": m, **common} for p, m in law.items() for a in alphas),
-        *({"part": "network", "alpha": a, "m": m, **common} for m in widths for a in near_alphas),
+        *({"part": "network", "alpha": a, "m": m, **twice} for m in widths for a in near_alphas),
     ]
 
 
@@ -73,8 +74,9 @@ def _network(point: dict) -> dict:
     pair = distance_to_linearised(flow, start, span, replicates=point["replicates"])
     run = mf.simulate(flow, start, steps=STEPS, replicates=point["replicates"], bounds=0, quiet=True,
                       observables=["travelled"])  # fmt: skip
-    begun = [risk.gram(start.replicated(r)) for r in range(point["replicates"])]
-    moved = [risk.gram(cloud) for cloud in run.clouds]
+    # Measured anew: the matrix that a cloud carries from step to step may be some steps old.
+    begun = [risk.measure(start.replicated(r)).gram for r in range(point["replicates"])]
+    moved = [risk.measure(cloud).gram for cloud in run.clouds]
     own = [np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in zip(begun, moved, strict=True)]
     return {"difference": pair.difference.values, "largest": pair.distance.values.max(1), "own_drift": np.array(own),
             "travelled": run.data.travelled.values[:, -1]}  # fmt: skip
@@ -104,11 +106,23 @@ def _travel_claims(results, name: str) -> list[Claim]:
     risk = problem(name, top)
     free = float(theory.travelled(END, risk.inputs.shape[1] + 1, LAM))
     share = jackknifed(lambda v: v.mean() / free, data.travelled.values[:, -1])
-    width = float(data.w2_upper.values[-1] / data.w2_lower.values[-1])
-    return [
-        near(f"{name}: E|Z_t - Z_0|^2 over 2 D (1 - e^(-lam t)), alpha = {top:g}", share, 1.0, 0.01, full=True),
-        at_most(f"{name}: upper over lower bound on W2, alpha = {top:g}", width, 1.6, full=True),
-    ]
+    text = f"{name}: E|Z_t - Z_0|^2 over 2 D (1 - e^(-lam t)), alpha = {top:g}"
+    return [near(text, share, 1.0, 0.01, full=True), *_order_claims(results, name)]
+
+
+def _order_claims(results, name: str) -> list[Claim]:
+    out = []
+    for kind in ("w2", "kl"):
+        worst = -np.inf
+        for _, data in results.where(part="law", problem=name):
+            factor = student_factor(data.sizes["replicate"])
+            low, low_se, high, high_se = (
+                float(data[f"{kind}_{key}"].values[-1]) for key in ("lower", "lower_se", "upper", "upper_se")
+            )
+            worst = max(worst, (low - factor * low_se) / (high + factor * high_se))
+        text = f"{name}: lower over upper bound on {kind}, Student's factor of errors apart, at worst over alpha"
+        out.append(at_most(text, worst, 1.0))
+    return out
 
 
 def _printed_claim(results) -> Claim:
@@ -136,9 +150,9 @@ def _network_claims(results) -> list[Claim]:
         values = np.array([part.one(alpha=top, m=m)[name].values for m in widths]).T
         text = f"network, alpha = {top:g}: exponent in m of the {text}"
         out.append(near(text, order(widths, values), -0.5, 0.1, full=True))
-    near_part = [r for r in part.where(m=large) if r.point["alpha"] <= 100]
+    near_part = [r for r in part.where(m=large) if BOTH[0] <= r.point["alpha"] <= BOTH[1]]
     found = [limit_distance(r.data) for r in near_part]
-    text = f"limit law, m = {large}, fixed s: exponent of the distance to the linearised run, alpha from 10 to 100"
+    text = f"limit law, m = {large}, fixed s: exponent of the distance to the linearised run, alpha from 30 to 100"
     ok = len(found) > 1 and all(e.value > 0 for e in found)
     fitted = Estimate(np.nan, np.nan)
     if ok:
