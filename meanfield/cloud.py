@@ -8,11 +8,12 @@ law's motion without the sampling noise of the start. What to read next: `flow` 
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield import backends, noise, parallel
+from meanfield import backends, mapped, noise, parallel
 from meanfield.account import Account
 from meanfield.errors import DivergedError, InputError
 from meanfield.noise import Stream
@@ -22,6 +23,7 @@ Array = np.ndarray
 DTYPES = {"float64": np.float64, "float32": np.float32}
 # Numbers looked at together when a cloud is checked: a block of them stays in a cache.
 BLOCK = 1 << 18
+DRAWN = 1 << 15  # particles of a cloud on disk drawn at a time
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def gaussian_cloud(
     dtype: str = "float64",
     reference: bool = True,
     weights: Array | None = None,
+    folder: str | Path | None = None,
 ) -> Cloud:
     """Return m particles drawn from p0 = N(0, std^2 I), with their coupled reference.
 
@@ -180,11 +183,13 @@ def gaussian_cloud(
         False saves the memory of the reference and gives up everything measured against it.
     weights : ndarray, shape (m,), optional
         Positive masses; they are scaled to sum to one.
+    folder : path, optional
+        Where particles are kept in files instead of in memory: clouds larger than it, in steps without an account.
 
     Raises
     ------
     InputError
-        If sizes, dtype or weights make no sense.
+        If sizes, dtype or weights make no sense, or the folder has no room.
     """
     if dimension is None:
         if d is None:
@@ -194,15 +199,16 @@ def gaussian_cloud(
         raise InputError(f"m must be a positive whole number of particles, got {m!r}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be 'float64' or 'float32', got {dtype!r}")
+    shape, kind = (int(m), dimension), np.dtype(DTYPES[dtype])
     shell = Cloud(
-        z=np.empty((int(m), dimension), DTYPES[dtype]),
+        z=np.empty(shape, kind) if folder is None else mapped.empty(folder, shape, kind),
         weights=None if weights is None else normalised(weights, int(m)),
         reference_variance=Gaussian(std).variance,
         start_std=std,
         seed=int(seed),
         replicate=replicate,
     )
-    z = _draw(shell)
+    z = _draw(shell, shell.z)
     return shell.replace(z=z, reference=z if reference else None)
 
 
@@ -270,8 +276,20 @@ def demand_values(array: Array, what: str) -> Array:
     return array
 
 
-def _draw(cloud: Cloud) -> Array:
-    return cloud_noise(cloud, Stream.INIT, step=0) * cloud.z.dtype.type(cloud.start_std)
+def _draw(cloud: Cloud, into: Array | None = None) -> Array:
+    """Return the particles of the start: on disk where those of the cloud are, in the array `into` if there is one."""
+    std = cloud.z.dtype.type(cloud.start_std)
+    if mapped.folder_of(cloud.z) is None:
+        return cloud_noise(cloud, Stream.INIT, step=0) * std
+    out = mapped.like(cloud.z) if into is None else into
+
+    def fill(part: slice) -> None:
+        place = {"step": 0, "replicate": cloud.replicate, "first": part.start, "count": part.stop - part.start}
+        drawn = backends.normals(cloud.seed, Stream.INIT, width=cloud.dimension, dtype=out.dtype, **place)
+        np.multiply(drawn, std, out=out[part])
+
+    parallel.each_block(fill, cloud.m, DRAWN)
+    return out
 
 
 def cloud_noise(cloud: Cloud, stream: Stream, *, step: int, first_block: int = 0) -> Array:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from meanfield import mapped
 from meanfield.dyadic import DyadicSum as DyadicSum
 from meanfield.dyadic import Tree as Tree
 from meanfield.errors import InputError
@@ -25,6 +26,7 @@ LARGEST_BLOCK = 1024
 SMALLEST_BLOCK = 64
 
 MEMORY = 512 << 20  # bytes
+MAPPED_SHARE = 0.25  # of the memory budget, for pages of clouds that are on disk
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0, "memory": MEMORY}
 _inside = threading.local()  # whether this thread works for a call that is under way
@@ -182,12 +184,14 @@ def _share(
 
     Each thread has a run of neighbouring parts of its own, the same in every pass over as many: what it wrote is in
     caches near it. One that is through takes over from the far end of the longest run. `whole`: all parts are one
-    run, handed out in order.
+    run, handed out in order. Of clouds on disk, the pages that were worked are given back.
     """
+    relief = int(MAPPED_SHARE * memory())
     workers = min(threads(), len(parts))
     if workers <= 1 or getattr(_inside, "work", False):
         for part in parts[::-1] if backwards else parts:
             function(part)
+            mapped.relieve(relief)
         return
     count = 1 if whole else workers
     runs = [deque(parts[len(parts) * k // count : len(parts) * (k + 1) // count]) for k in range(count)]
@@ -197,6 +201,7 @@ def _share(
         try:
             while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
                 function(part)
+                mapped.relieve(relief)
         finally:
             _inside.work = False
 

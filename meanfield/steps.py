@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from meanfield import accounting, brownian, parallel
+from meanfield import accounting, brownian, mapped, parallel
 from meanfield.account import Channel
 from meanfield.accounting import Dynamics as Dynamics
 from meanfield.accounting import smooth as smooth
@@ -69,7 +69,7 @@ def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donat
     out = None
     if donated and cloud.start is not cloud.z:
         # A fresh cloud is its own reference; the reference is moved in place and the particles leave it.
-        out = (np.empty_like(cloud.z) if cloud.z is cloud.reference else cloud.z, cloud.reference)
+        out = (mapped.like(cloud.z) if cloud.z is cloud.reference else cloud.z, cloud.reference)
     z, reference = risk.move(cloud, residual, motion, dynamics.train, out)
     return cloud.replace(
         z=z, reference=reference, reference_variance=channel.variance_after,

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # One line a floor, from the ground up; the decimals are landings between the floors of the design.  A folder is one
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
-    0    dyadic errors closed_forms workspace boxmuller
+    -1   errors
+    0    dyadic mapped closed_forms workspace boxmuller
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import parallel
+from meanfield import mapped, parallel
 from meanfield.backends import Backend, Motion, Particles, dense, fused, pairwise, philox, sums
 from meanfield.backends.caching import discard_stale
 from meanfield.backends.fused import BLOCK
@@ -31,6 +31,7 @@ discard_stale(Path(_compiled._cache.cache_path))
 # A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
 GROUP = 1 << 16
 GROUPS = 16  # for each thread, at most: an even share, and little time spent on handing out
+LARGEST_GROUP = 1 << 9  # blocks: of a cloud on disk, what is worked at a time is in memory
 # Activations are kept between predicting and moving where the last cache has room for them, or where forming them
 # again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. They take at
 # most KEEP_SHARE of the memory budget.
@@ -42,7 +43,7 @@ def group_size(m: int, n: int) -> int:
     size = 1
     while size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS * parallel.threads():
         size *= 2
-    return size
+    return min(size, LARGEST_GROUP)
 
 
 def keeps(n: int, d: int, m: int, dtype: np.dtype) -> bool:
@@ -108,7 +109,7 @@ def _move(
     compiled: Rows, inputs: Samples, z: Array, far: Array | None, c: Array, motion: Motion, train: str,
     out: Particles | None, kept: Array,
 ) -> Particles:  # fmt: skip
-    there, beyond = out or (np.empty_like(z), None if far is None else np.empty_like(far))
+    there, beyond = out or (mapped.like(z), None if far is None else mapped.like(far))
     none = np.empty((0, z.shape[1]), z.dtype)
     lengths = tuple(z.dtype.type(v) for v in (motion.before, motion.decay, motion.sigma, motion.after))
     names = (np.uint64(motion.step), np.uint64(int(Stream.DIFFUSION) << 24 | motion.replicate), motion.sigma != 0)

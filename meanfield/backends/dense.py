@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meanfield import counters, parallel
+from meanfield import counters, mapped, parallel
 from meanfield.backends import Motion, Particles, blocks, reference
 from meanfield.dyadic import tree_sum
 from meanfield.units import Activation
@@ -127,7 +127,7 @@ def _move(
     layer: Layer, z: Array, far: Array | None, c: Array, motion: Motion, train: str, out: Particles | None,
     kept: Array | None,
 ) -> Particles:  # fmt: skip
-    there, beyond = out or (np.empty_like(z), None if far is None else np.empty_like(far))
+    there, beyond = out or (mapped.like(z), None if far is None else mapped.like(far))
     c = c.astype(z.dtype)
     back = np.ascontiguousarray(layer.x.T * c[:, None])
     columns = reference.columns(train)
