@@ -75,7 +75,11 @@ class NetworkConfig(Section):
 
 @dataclass(frozen=True)
 class CloudConfig(Section):
-    """``[cloud]``: how many particles, how many independent replicates, and where they start."""
+    """``[cloud]``: how many particles, how many independent replicates, and where they start.
+
+    `on_disk` keeps them in files of the run directory, for clouds larger than memory; then there is no KL account and
+    no bound, and the other numbers are those of a flow without account.
+    """
 
     section = "cloud"
 
@@ -84,6 +88,7 @@ class CloudConfig(Section):
     replicates: int = above(1, 4, or_equal=True)
     dtype: str = choice("float64", "float32")
     initial: str = choice("gaussian")
+    on_disk: bool = entry(False)
 
 
 @dataclass(frozen=True)

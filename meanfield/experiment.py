@@ -4,6 +4,7 @@
 the report.
 """
 
+import tempfile
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ CONFIG = "config.toml"
 GIGABYTE = 1e9
 # Copies of a cloud that a step holds at once: state, reference, noise, and what is being made of them.
 COPIES = 8
+FILES = 3  # of a cloud on disk: state, reference, start
+DRAWN = 1 << 18  # particles in the figure of the cloud
 FEW = 64  # particles of a cloud that only stands for one of the configuration's size
 
 
@@ -44,17 +47,22 @@ class Experiment:
     cloud: Cloud
 
 
-def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None = None) -> Experiment:
+def build(
+    config: RunConfig, backend: str = "auto", data: datasets.Data | None = None, folder: Path | None = None
+) -> Experiment:
     """Return the data (loaded, unless given), the flow and the starting cloud of a configuration.
+
+    Clouds on disk lie in `folder`, or where the system keeps temporary files.
 
     Raises
     ------
     InputError
-        If data or numbers are unfit, or the clouds would not fit into memory.
+        If data or numbers are unfit, or the clouds would not fit into memory or on the disk.
     """
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
     _check_memory(config)
+    folder = (folder or Path(tempfile.gettempdir())) if config.cloud.on_disk else None
     data = datasets.load(config.data) if data is None else data
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
@@ -62,10 +70,11 @@ def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None =
     risk = Risk(data.x, data.y, unit, alpha, network.centred, network.loss, backend)
     objective: Objective = Minibatch(risk, chosen.batch) if chosen.batch else risk
     flow = Flow(
-        objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable
-    )
+        objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable,
+        account=not config.cloud.on_disk,
+    )  # fmt: skip
     shape = config.cloud
-    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype)
+    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, folder=folder)
     return Experiment(config, data, flow, cloud)
 
 
@@ -98,20 +107,14 @@ def _test(data: datasets.Data) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _check_memory(config: RunConfig) -> None:
     """Refuse clouds that would not fit into the machine's memory, before anything is allocated."""
-    import os
-
-    d = config.data.d or 64
-    size = 8 if config.cloud.dtype == "float64" else 4
-    need = COPIES * config.cloud.replicates * config.cloud.m * (d + 1) * size
-    try:
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return
-    if need > have:
+    cloud, d = config.cloud, config.data.d or 64
+    state = cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize
+    have = parallel.machine_memory()
+    if not cloud.on_disk and COPIES * state > have:
         raise InputError(
-            f"{config.cloud.replicates} clouds of m = {config.cloud.m} particles need about {need / GIGABYTE:.1f} GB, "
-            f"this machine has {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, or "
-            "cloud.dtype = 'float32'"
+            f"{cloud.replicates} clouds of m = {cloud.m} particles need about {COPIES * state / GIGABYTE:.1f} GB, "
+            f"there are {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, cloud.dtype = "
+            f"'float32', or cloud.on_disk = true, which needs about {FILES * state / GIGABYTE:.1f} GB of disk"
         )
 
 
@@ -177,7 +180,7 @@ def carry(
     begin = clock.perf_counter()
     check_claim(config, directory)
     parallel.set_memory(config.output.memory_mb << 20)
-    experiment = build(config, backend)
+    experiment = build(config, backend, folder=directory)
     choice = (
         Choice("", "")
         if experiment.flow.objective.network is None
@@ -249,15 +252,17 @@ def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Veri
 
 
 def _picture(clouds: Sequence[Cloud]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return particles before and after, all replicates together, for the figure of the cloud.
+    """Return particles before and after (the first of each replicate, DRAWN in all), for the figure of the cloud.
 
     The coupled reference has the law of the start and the noise of the end, so the difference shows what was learned.
     """
-    before = [cloud.origin() if cloud.reference is None else cloud.reference for cloud in clouds]
+    some = slice(DRAWN // len(clouds) + 1)
+    before = [(cloud.origin() if cloud.reference is None else cloud.reference)[some] for cloud in clouds]
     weights = None
     if clouds[0].weights is not None:
-        weights = np.concatenate([cloud.weights for cloud in clouds]) / len(clouds)
-    return np.concatenate(before), np.concatenate([cloud.z for cloud in clouds]), weights
+        weights = np.concatenate([cloud.weights[some] for cloud in clouds])  # type: ignore[index]
+        weights /= weights.sum()
+    return np.concatenate(before), np.concatenate([cloud.z[some] for cloud in clouds]), weights
 
 
 def _record_report(directory: Path, done: results.Run, verification: Verification, seconds: float) -> None:

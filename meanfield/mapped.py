@@ -22,6 +22,7 @@ from meanfield.errors import InputError
 
 Array = npt.NDArray[Any]
 
+_before: dict[str, float] = {}  # bytes of files, of libraries above all, that were in memory before the first of ours
 _folders: "weakref.WeakKeyDictionary[mmap.mmap, Path]" = weakref.WeakKeyDictionary()
 
 
@@ -34,6 +35,7 @@ def empty(folder: str | Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> A
         If the folder has no such space or cannot be written to.
     """
     folder, kind = Path(folder), np.dtype(dtype)
+    _before.setdefault("bytes", _resident())
     size = max(int(np.prod(shape)) * kind.itemsize, 1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,24 +63,24 @@ def folder_of(array: Any) -> Path | None:
 
 
 def like(array: Array) -> Array:
-    """Return an array of the same shape and dtype, in a file of its own where `array` is in one; contents as they come."""
+    """Return an array of the same shape and dtype, in a file of its own where `array` is in one."""
     folder = folder_of(array)
     return np.empty_like(array) if folder is None else empty(folder, array.shape, array.dtype)
 
 
 def relieve(most: int) -> None:
-    """Give the pages of all files back to the system if this process holds more than `most` bytes of files in memory."""
+    """Give the pages of all arrays in files back to the system if more than `most` bytes of them are in memory."""
     if not _folders or not hasattr(mmap.mmap, "madvise"):
         return
-    if _resident() > most:
+    if not _resident() - _before["bytes"] <= most:
         for pages in list(_folders):
             pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _resident() -> float:
-    """Return how many bytes of files are mapped into this process and in memory; infinity where nobody tells."""
+    """Return how many bytes of files are mapped into this process and in memory; NaN where nobody tells."""
     try:
         with open("/proc/self/statm", "rb") as handle:
             return int(handle.read().split()[2]) * mmap.PAGESIZE
     except (OSError, IndexError, ValueError):
-        return float("inf")
+        return float("nan")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield import ntk, parallel, steps
+from meanfield import mapped, ntk, parallel, steps
 from meanfield.cloud import Cloud, demand_finite
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.flow import Flow
@@ -86,6 +86,8 @@ def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -
         @functools.wraps(function)
         def checked(clouds: Any, flow: Flow, **more: Any) -> Any:
             for cloud in (clouds,) if isinstance(clouds, Cloud) else clouds:
+                if options.get("costly") and mapped.folder_of(cloud.z) is not None:
+                    raise Unavailable("the clouds are on disk, and this needs them in memory: take fewer particles")
                 remembered(cloud, "finite", functools.partial(demand_finite, cloud))
             return function(clouds, flow, **more)
 

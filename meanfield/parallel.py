@@ -8,11 +8,13 @@ result is the same to the last bit for any number of threads.
 import contextlib
 import functools
 import itertools
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from meanfield import mapped
@@ -75,6 +77,16 @@ if hasattr(os, "register_at_fork"):
 def memory() -> int:
     """Return the bytes that may be taken beside the clouds themselves; no number depends on it."""
     return int(_state["memory"])
+
+
+def machine_memory() -> float:
+    """Return the bytes that this process may have: the machine's, or less in a container; infinity if unknown."""
+    found = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # no file, or the word "max"
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
 
 
 def set_memory(size: int | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import parallel, progress, results, signals, store
+from meanfield import mapped, parallel, progress, results, signals, store
 from meanfield.cloud import Cloud
 from meanfield.description import describe, identity, warn_of_no_gap
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
@@ -295,7 +295,8 @@ class _Loop:
         if risk is not None and risk.choice(cloud.m).name == "cuda":
             return cloud.step > 0  # on a device clouds stay there between records
         ours = cloud.z is not self.start.z and cloud.z is not self.start.reference
-        return ours and self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
+        large = self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
+        return ours and (large or mapped.folder_of(cloud.z) is not None)
 
     def _landed(self, cloud: Cloud, stop: float | None) -> Cloud:
         exact = cloud if stop in (None, cloud.time) else cloud.replace(time=stop)
