@@ -1,6 +1,7 @@
 """What can go wrong, each with the exit code that the command line gives it."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -32,5 +33,7 @@ class Interrupted(MeanfieldError):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    # What comes may be long, and there may be many of them: a guess is not worth waiting for.
+    few = [known for known in itertools.islice(names, 1000) if len(known) <= 100]
+    close = difflib.get_close_matches(str(name), few, n=1, cutoff=0.5) if len(str(name)) <= 100 else []
     return f" Did you mean '{close[0]}'?" if close else ""

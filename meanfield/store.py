@@ -5,28 +5,36 @@
     checkpoint.npz            what a restart needs; checkpoint.previous.npz is the one before
     cloud_<step>.npz          snapshots
 
-Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one.
+Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one. What
+was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 behind their last byte (`netcdf`).
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
-import struct
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from meanfield import netcdf, readers
 from meanfield.account import Account
 from meanfield.cloud import Cloud, Kernel
 from meanfield.errors import InputError
 
 Array = np.ndarray
-# What numpy and zipfile raise on damaged archives: the last three where a flipped bit asks for what they cannot do.
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError, MemoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGEST_TEXT = 64 << 20  # bytes of a JSON file
+# Entries of metadata.json that are read again, and what they are made of.
+ENTRIES = {
+    "status": str, "message": str, "identity": dict, "timings": dict, "absent": dict, "errors": dict,
+    "versions": dict, "machine": dict, "data": dict,
+}  # fmt: skip
+METADATA, RECORDS = "metadata.json", "records.nc"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 PROBE, WRITING = ".probe", ".writing"
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
@@ -48,8 +56,11 @@ def write_with(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # what it takes may be just what is missing
+        cure = "free some space and go on with the same command, or " if error.errno in FULL else ""
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+            f"cannot write {path}: {error.strerror or error}; {cure}choose another directory with --out"
         ) from error
 
 
@@ -108,14 +119,34 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object from a file, or an error that names it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(readers.content(path, LARGEST_TEXT).decode("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, which could not be written again
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} should hold a JSON object, it holds {type(value).__name__}")
     return value
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Return what metadata.json says of a run, each entry of the kind that it should be.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged.
+    """
+    path = directory / METADATA
+    metadata = read_json(path)
+    for name, kind in ENTRIES.items():
+        if not isinstance(metadata.get(name, kind()), kind):
+            raise InputError(f"{path} is damaged: {name!r} is a {type(metadata[name]).__name__}, not a {kind.__name__}")
+    notes = metadata.get("data", {}).get("notes", [])
+    if not isinstance(notes, list):
+        raise InputError(f"{path} is damaged: the notes on the data are no list")
+    return metadata
 
 
 def plain(value: Any) -> Any:
@@ -174,8 +205,18 @@ def pack_clouds(clouds: Sequence[Cloud]) -> dict[str, Array]:
 
 
 def unpack_clouds(arrays: dict[str, Array]) -> list[Cloud]:
-    """Return the replicates that `pack_clouds` packed."""
-    return [unpack_cloud(arrays, f"cloud{index}") for index in range(int(arrays["replicates"]))]
+    """Return the replicates that `pack_clouds` packed, or raise ValueError if they are none."""
+    clouds = [unpack_cloud(arrays, f"cloud{index}") for index in range(int(arrays["replicates"]))]
+    for cloud in clouds:
+        others = [array.shape for array in (cloud.reference, cloud.start) if array is not None]
+        masses = (cloud.m,) if cloud.weights is None else cloud.weights.shape
+        if cloud.z.ndim != 2 or cloud.z.dtype.kind != "f" or {*others, cloud.z.shape} != {cloud.z.shape}:
+            raise ValueError(f"particles of the shape {cloud.z.shape} and type {cloud.z.dtype} are no cloud")
+        if masses != (cloud.m,) or not isinstance(cloud.step, int):
+            raise ValueError("weights or steps are not those of a cloud")
+    if not clouds:
+        raise ValueError("there is no cloud")
+    return clouds
 
 
 def write_npz(path: Path, arrays: dict[str, Array]) -> None:
@@ -184,23 +225,17 @@ def write_npz(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """Return the named arrays of an npz file; every member's checksum is checked as it is read.
+    """Return the named arrays of an npz file; every member's checksum is checked before it is read.
 
     Raises
     ------
     InputError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or asks for more memory than it has bytes.
     """
     try:
-        with open(path, "rb") as handle:
-            # All checksums first: what numpy makes of damaged headers has no end.
-            damaged = zipfile.ZipFile(handle).testzip()
-            if damaged:
-                raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
-            handle.seek(0)
-            with np.load(handle, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except DAMAGE as error:
+        with readers.opened(path) as handle:
+            return readers.arrays(handle, os.fstat(handle.fileno()).st_size, checked=True)
+    except readers.DAMAGE as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 
@@ -226,35 +261,38 @@ def read_checkpoint(directory: Path) -> tuple[list[Cloud], dict[str, Array], dic
             continue
         try:
             arrays = read_npz(path)
-            state = json.loads(str(arrays["state"]))
+            state = _state(arrays)
             clouds = unpack_clouds(arrays)
-        except (InputError, KeyError, ValueError, TypeError) as error:
+        except (InputError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             damaged = f"{name} is damaged ({error})"
             continue
         if damaged:
             warnings.warn(f"{damaged}; going on from {name}, the one before", stacklevel=2)
         prefix = "record."
-        return clouds, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}, state
+        return clouds, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix) and v.ndim}, state
     if damaged:
         raise InputError(f"{directory}: {damaged}, and there is no other; remove the directory to start again")
     return None
+
+
+def _state(arrays: dict[str, Array]) -> dict[str, Any]:
+    """Return what a checkpoint keeps beside its arrays, or raise ValueError if it is not that."""
+    state = json.loads(str(arrays["state"]))
+    parts = [state.get(name) for name in ("identity", "absent", "timings")] if isinstance(state, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError("its state is not that of a run")
+    return state
 
 
 # Records ------------------------------------------------------------------------------------------------------------
 
 
 def write_dataset(path: Path, data: Any) -> None:
-    """Write an xarray Dataset as NetCDF-4 under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + WRITING)
-    try:
-        data.to_netcdf(temporary, engine="h5netcdf")
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
-        ) from error
+    """Write an xarray Dataset as NetCDF-4 with its checksum, atomically.
+
+    It is made in memory first: libhdf5 does not survive a disk that fills up while it writes.
+    """
+    write_bytes(path, netcdf.dumps(data))
 
 
 def read_dataset(path: Path) -> Any:
@@ -263,13 +301,11 @@ def read_dataset(path: Path) -> Any:
     Raises
     ------
     InputError
-        If the file is missing or is no NetCDF file.
+        If the file is missing, is no NetCDF file, was damaged, or asks for much more memory than it has bytes.
     """
-    import xarray
-
     if not path.exists():
         raise InputError(f"{path.parent} is not a finished run directory: it has no {path.name}")
     try:
-        return xarray.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
+        return netcdf.loads(readers.content(path))
+    except (InputError, OSError) as error:
         raise InputError(f"{path} cannot be read as NetCDF: {error}") from error
