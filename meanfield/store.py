@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,15 +49,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_with(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file with a function of its handle, under a temporary name; sync it, and rename it into place."""
     temporary = path.with_name(path.name + WRITING)
+    with _said(path):
+        try:
+            with open(temporary, "wb") as handle:
+                write(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # what it takes may be just what is missing
+            raise
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Say what kept a file from being written, and what to do."""
     try:
-        with open(temporary, "wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # what it takes may be just what is missing
         cure = "free some space and go on with the same command, or " if error.errno in FULL else ""
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; {cure}choose another directory with --out"
@@ -248,7 +258,8 @@ def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str
     arrays["state"] = np.asarray(json.dumps(plain(state)))
     path = directory / CHECKPOINT
     if path.exists():
-        os.replace(path, directory / PREVIOUS)
+        with _said(path):
+            os.replace(path, directory / PREVIOUS)
     write_npz(path, arrays)
 
 
