@@ -142,13 +142,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
-    from meanfield import backends, experiment, parallel
+    from meanfield import backends, experiment, parallel, recovery
 
     backends.check_name(options.backend)
     parallel.set_threads(options.threads)
     if not options.quiet:
         print(_announcement(config, directory), file=sys.stderr, flush=True)
-    if experiment.is_finished(directory):
+    if recovery.is_finished(directory):
         experiment.check_claim(config, directory)
         if not (directory / "report.html").exists():
             path, _ = experiment.report(directory)

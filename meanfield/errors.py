@@ -1,6 +1,7 @@
 """What can go wrong, each with the exit code that the command line gives it."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -32,7 +33,11 @@ class Interrupted(MeanfieldError):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `names`, or for those that begin with it, or an empty string."""
-    known, given = {other.casefold(): other for other in names}, str(name).casefold()
+    given = str(name).casefold()
+    if not 0 < len(given) <= 100:
+        return ""
+    # What comes may be long, and there may be many of them: a guess is not worth waiting for.
+    known = {other.casefold(): other for other in itertools.islice(names, 1000) if len(other) <= 100}
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    close = close or [other for other in known if given and other.startswith(given)][:4]
+    close = close or [other for other in known if other.startswith(given)][:4]
     return f" Did you mean {' or '.join(repr(known[other]) for other in close)}?" if close else ""

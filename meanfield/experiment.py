@@ -20,9 +20,11 @@ from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.flow import Flow
+from meanfield.locks import claimed
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
 from meanfield.planning import check_fits, check_start, checked_test, make_plan
+from meanfield.recovery import understood
 from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
 from meanfield.units import Unit
@@ -118,12 +120,6 @@ def _check_memory(config: RunConfig) -> None:
         )
 
 
-def is_finished(directory: Path) -> bool:
-    """Return whether a directory holds a finished run."""
-    path = directory / "metadata.json"
-    return path.exists() and (directory / "records.nc").exists() and store.read_json(path).get("status") == "finished"
-
-
 def check_claim(config: RunConfig, directory: Path) -> None:
     """Refuse a directory that belongs to another configuration, holds something else, or could not be written to.
 
@@ -138,7 +134,10 @@ def check_claim(config: RunConfig, directory: Path) -> None:
         if not (directory / "metadata.json").exists():
             store.refuse_strangers(directory, ())
         return
-    different = configuration.differences(configuration.load(path), config)
+    try:
+        different = configuration.differences(configuration.load(path), config)
+    except InputError as error:
+        raise InputError(f"{error} Remove that file, and the same command goes on: it is written anew.") from error
     if different:
         raise InputError(
             f"{directory} was made by another configuration ({'; '.join(different[:3])}"
@@ -163,8 +162,10 @@ def run(
     Run
         With `verify.json`, `report.html` and `figures/` in its directory.
     """
-    done = carry(config, directory, backend=backend, quiet=quiet, say=say)
-    report(directory, done)
+    check_claim(config, directory)
+    with claimed(directory):
+        done = carry(config, directory, backend=backend, quiet=quiet, say=say)
+        report(directory, done)
     return done
 
 
@@ -225,11 +226,24 @@ def _notes(experiment: Experiment) -> list[str]:
 
 
 def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Verification]:
-    """Judge a run, write `verify.json`, the figures and `report.html`; return the page and the verdicts."""
+    """Judge a run, write `verify.json`, the figures and `report.html`; return the page and the verdicts.
+
+    Raises
+    ------
+    InputError
+        If the directory holds no run or is damaged, another process works on it, or it cannot be written to.
+    """
+    if done is not None:
+        return _report(directory, done)
+    store.read_metadata(directory)  # before it is claimed: whatever is no run directory is left as it is
+    with claimed(directory), understood(directory):
+        return _report(directory, load(directory))
+
+
+def _report(directory: Path, done: results.Run) -> tuple[Path, Verification]:
     from meanfield import report as page
 
     begin = clock.perf_counter()
-    done = load(directory) if done is None else done
     verification = verify(done)
     store.write_json(directory / "verify.json", verification.records())
     clouds, test = None, None
@@ -237,7 +251,9 @@ def report(directory: Path, done: results.Run | None = None) -> tuple[Path, Veri
         clouds = _picture(done.clouds)
     if "test_prediction" in done.data:
         test = (done.data.test_label.values, done.data.test_prediction.values.mean(0))
-    config_text = (directory / CONFIG).read_text(encoding="utf-8") if (directory / CONFIG).exists() else ""
+    config_text = (
+        (directory / CONFIG).read_text(encoding="utf-8", errors="replace") if (directory / CONFIG).exists() else ""
+    )
     path = page.write(
         directory,
         done.data,
@@ -275,7 +291,10 @@ def _record_report(directory: Path, done: results.Run, verification: Verificatio
 
 def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     """Return lines that say where two runs differ and by how much, and whether their numbers are equal bit for bit."""
-    a, b = load(first), load(second)
+    with understood(first):
+        a = load(first)
+    with understood(second):
+        b = load(second)
     lines = []
     if (first / CONFIG).exists() and (second / CONFIG).exists():
         lines += configuration.differences(configuration.load(first / CONFIG), configuration.load(second / CONFIG))

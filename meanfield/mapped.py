@@ -12,6 +12,7 @@ import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from meanfield.errors import InputError
 
 Array = npt.NDArray[Any]
 
+LARGE = 1 << 24  # bytes: arrays of so many are read and written in pieces
 _before: dict[str, float] = {}  # bytes of files, of libraries above all, that were in memory before the first of ours
 _folders: "weakref.WeakKeyDictionary[mmap.mmap, Path]" = weakref.WeakKeyDictionary()
 
@@ -66,6 +68,14 @@ def like(array: Array) -> Array:
     """Return an array of the same shape and dtype, in a file of its own where `array` is in one."""
     folder = folder_of(array)
     return np.empty_like(array) if folder is None else empty(folder, array.shape, array.dtype)
+
+
+def pieces(array: Array) -> Iterator[Array]:
+    """Yield an array in runs of rows of about LARGE bytes, and give back the pages of each when it is done with."""
+    rows = max(1, LARGE // max(array.nbytes // max(len(array), 1), 1))
+    for first in range(0, len(array), rows):
+        yield array[first : first + rows]
+        relieve(2 * LARGE)
 
 
 def relieve(most: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from meanfield import mapped, ntk, parallel, steps
 from meanfield.cloud import Cloud, demand_finite
-from meanfield.errors import InputError, MeanfieldError
+from meanfield.errors import InputError, MeanfieldError, did_you_mean
 from meanfield.flow import Flow
 from meanfield.risk import Risk
 
@@ -394,8 +394,6 @@ def select(names: Sequence[str] | None) -> list[Observable]:
     """
     if names is None:
         return list(OBSERVABLES.values())
-    from meanfield.errors import did_you_mean
-
     for name in names:
         if name not in OBSERVABLES:
             raise InputError(f"no observable is called {name!r}.{did_you_mean(name, OBSERVABLES)}")

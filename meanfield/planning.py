@@ -19,11 +19,12 @@ import meanfield.rates  # noqa: F401  (registers what the identities are checked
 import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
-from meanfield.errors import DivergedError, InputError
+from meanfield.errors import DivergedError, InputError, MeanfieldError
 from meanfield.flow import Flow
 from meanfield.inputs import checked
 from meanfield.objectives import Scaled, terms
 from meanfield.observables import Observable, select
+from meanfield.results import Progress
 from meanfield.risk import Risk
 
 Array = np.ndarray
@@ -46,34 +47,53 @@ class Record:
         Save at every so many steps (and at the end).
     at : sequence of float, optional
         Save at these times instead.
+    on_error : str
+        What to do when the function raises: "raise" ends the run as failed, with all that was recorded before kept;
+        "nan" records NaN there and goes on, and metadata.json keeps what it said first, and how often.
     """
 
     function: Callable[[Cloud, Flow], Any]
     name: str = ""
     every: int = 1
     at: Sequence[float] = ()
+    on_error: str = "raise"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or getattr(self.function, "__name__", ""))
         object.__setattr__(self, "at", _times(f"at= of the record {self.name!r}", self.at))
         if self.every < 1:
             raise InputError(f"every must be at least 1 step, got {self.every}")
+        if self.on_error not in ("raise", "nan"):
+            raise InputError(f"on_error must be 'raise' or 'nan', got {self.on_error!r}")
         if not self.name.isidentifier():
             raise InputError(f"the record needs a name that is an identifier, got {self.name!r}; give name='...'")
 
-    def values(self, clouds: Sequence[Cloud], flow: Flow, before: Sequence[Array] | None) -> Array:
-        """Return what the function says of each replicate, shape (R, ...), or refuse what cannot be kept."""
+    def values(self, clouds: Sequence[Cloud], flow: Flow, state: Progress) -> Array:
+        """Return what the function says of each replicate, shape (R, ...), or refuse what cannot be kept.
+
+        Where it fails and may, the column is NaN; one that began with NaN takes the shape that comes first.
+        """
+        before = state.recorder.columns.get(self.name, [])
         try:
-            found = np.asarray([self.function(cloud, flow) for cloud in clouds])
+            said = [self.function(cloud, flow) for cloud in clouds]
+        except Exception as error:
+            if self.on_error == "raise" or isinstance(error, MeanfieldError):
+                raise
+            state.note_error(self.name, error, clouds[0].time)
+            return np.full(np.shape(before[0]) if before else len(clouds), np.nan)
+        try:
+            found = np.asarray(said)
         except ValueError as error:
             raise InputError(f"the record {self.name!r} gave no numbers of one shape: {error}") from error
         if found.dtype.kind not in "biuf":
             raise InputError(f"the record {self.name!r} must give a number or an array of numbers, not {found.dtype}")
         if before and np.shape(before[0]) != found.shape:
-            raise InputError(
-                f"the record {self.name!r} must give one shape at all times: {np.shape(before[0])[1:]} came first, "
-                f"then {found.shape[1:]}"
-            )
+            if state.errors.get(self.name, {}).get("count") != len(before):
+                raise InputError(
+                    f"the record {self.name!r} must give one shape at all times: {np.shape(before[0])[1:]} came first, "
+                    f"then {found.shape[1:]}"
+                )
+            before[:] = [np.full(found.shape, np.nan) for _ in before]
         return found
 
 

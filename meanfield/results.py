@@ -1,7 +1,9 @@
 """What a run leaves behind: records as they grow, the Dataset made of them, and the `Run` that holds it all."""
 
+import contextlib
 import platform
-from collections.abc import Sequence
+import time as clock
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata as packages
 from typing import TYPE_CHECKING, Any
@@ -57,6 +59,40 @@ class Recorder:
     def restore(cls, arrays: dict[str, Array]) -> "Recorder":
         """Return the recorder whose `arrays` these are."""
         return cls({name: list(values) for name, values in arrays.items()})
+
+
+@dataclass(eq=False)
+class Progress:
+    """What changes while the loop runs; clouds and records always belong together.
+
+    `errors` holds, by record, how often its function failed and what it said first.
+    """
+
+    clouds: list[Cloud]
+    recorder: Recorder
+    absent: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def time(self) -> float:
+        """The time of equation (3.4)."""
+        return self.clouds[0].time
+
+    def note_error(self, name: str, error: Exception, time: float) -> None:
+        """Count what a record's function raised, and keep the first."""
+        known = self.errors.setdefault(name, {"count": 0, "first": f"{type(error).__name__}: {error}", "time": time})
+        known["count"] += 1
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the seconds spent inside to a part's timing."""
+        begin = clock.perf_counter()
+        try:
+            yield
+        finally:
+            spent = max(clock.perf_counter() - begin, 0.0)  # a clock may have been set back
+            self.timings[part] = self.timings.get(part, 0.0) + spent
 
 
 @dataclass(eq=False)

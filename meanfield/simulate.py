@@ -10,49 +10,26 @@ import contextlib
 import math
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meanfield import mapped, parallel, progress, results, signals, store
-from meanfield.cloud import Cloud
+from meanfield import mapped, parallel, progress, recovery, results, signals, store
+from meanfield.cloud import Cloud, demand_finite
 from meanfield.description import describe, identity, warn_of_no_gap
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
 from meanfield.flow import AUTO, Flow
+from meanfield.locks import claimed
 from meanfield.observables import Observable, Unavailable
 from meanfield.planning import Plan, Record, check_fits, check_start, checked_test, make_plan
-from meanfield.results import Recorder, Run
+from meanfield.results import Progress, Recorder, Run
 from meanfield.risk import Risk
 
 Array = np.ndarray
 # Clouds larger than this share of the memory budget are written over by their steps: there is no second one.
 GIVEN_UP = 0.25
-
-
-@dataclass(eq=False)
-class Progress:
-    """What changes while the loop runs; clouds and records always belong together."""
-
-    clouds: list[Cloud]
-    recorder: Recorder
-    absent: dict[str, str] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def time(self) -> float:
-        """The time of equation (3.4)."""
-        return self.clouds[0].time
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the seconds spent inside to a part's timing."""
-        begin = clock.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[part] = self.timings.get(part, 0.0) + clock.perf_counter() - begin
 
 
 def simulate(
@@ -131,7 +108,7 @@ def simulate(
     finished = loop.already_finished()
     if finished is not None:
         return finished
-    with parallel.single_threaded_blas(), signals.collected() as caught:
+    with claimed(keeping.directory), parallel.single_threaded_blas(), signals.collected() as caught:
         loop.open()
         loop.state.timings.setdefault("start", clock.perf_counter() - begin)
         return loop.run(caught, on_failure)
@@ -168,31 +145,19 @@ class _Loop:
         """Return the run that the directory holds if it is finished; refuse a directory of another run."""
         if self.directory is None:
             return None
-        if not (self.directory / "metadata.json").exists():
-            store.refuse_strangers(self.directory, self.keeping.files)
-            return None
-        metadata = store.read_json(self.directory / "metadata.json")
-        self.refuse_other(metadata.get("identity", {}))
-        whole = metadata.get("status") == "finished" and (self.directory / "records.nc").exists()
+        whole = recovery.stands(self.directory, self.identity, self.keeping.files)
         return load(self.directory, self.flow) if whole else None
-
-    def refuse_other(self, other: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run that something else determines."""
-        different = [k for k in self.identity if other.get(k) != self.identity[k]]
-        if different:
-            k = different[0]
-            raise InputError(
-                f"{self.directory} holds another run: {k} was {other.get(k)!r} there and is {self.identity[k]!r} here "
-                f"({len(different)} differ); nothing was overwritten, choose another directory"
-            )
 
     def open(self) -> None:
         """Take the clouds from the last checkpoint, or make them; nothing is written before all is checked."""
-        found = None if self.directory is None else store.read_checkpoint(self.directory)
-        if found is not None:
+        on_disk = mapped.folder_of(self.start.z)
+        found = None if self.directory is None else store.read_checkpoint(self.directory, on_disk)
+        if found is not None and self.directory is not None:
             clouds, records, saved = found
-            self.refuse_other(saved["identity"])
-            self.state = Progress(clouds, Recorder.restore(records), saved["absent"], saved["timings"])
+            recovery.refuse_other(self.directory, saved["identity"], self.identity)
+            recovery.check_clouds(self.directory, clouds, self.start, self.plan.replicates)
+            kept = saved["absent"], saved.get("errors", {}), saved["timings"]
+            self.state = Progress(clouds, Recorder.restore(records), *kept)
         else:
             start, plan = self.start, self.plan
             self.state.clouds = [start.replicated(start.replicate + r) for r in range(plan.replicates)]
@@ -219,10 +184,11 @@ class _Loop:
             "ranks": 1,
             "timings": {k: round(v, 4) for k, v in self.state.timings.items()},
             "absent": self.state.absent,
+            **({"errors": self.state.errors} if self.state.errors else {}),
             **self.keeping.extra,
         }
         if self.directory is not None:
-            store.write_json(self.directory / "metadata.json", metadata)
+            store.write_json(self.directory / store.METADATA, metadata)
         return metadata
 
     def checkpoint(self) -> None:
@@ -232,7 +198,10 @@ class _Loop:
         state = self.state
         with state.timed("checkpoint"):
             state.clouds = [self.flow.home(cloud) for cloud in state.clouds]
-            saved = {"absent": state.absent, "timings": state.timings, "identity": self.identity}
+            for cloud in state.clouds:
+                demand_finite(cloud)  # the checkpoint before is worth more than one that nothing can go on from
+            saved = {"absent": state.absent, "errors": state.errors, "timings": state.timings}
+            saved["identity"] = self.identity
             store.write_checkpoint(self.directory, state.clouds, state.recorder.arrays(), saved)
         self.saved_at = clock.perf_counter()
 
@@ -276,8 +245,10 @@ class _Loop:
                     moved = self.moved()
                 self.record(moved, state.time)
                 meter.update(state.time, state.clouds[0].step, self.last_loss())
-                if clock.perf_counter() - self.saved_at >= self.keeping.checkpoint_seconds:
+                if not 0 <= clock.perf_counter() - self.saved_at < self.keeping.checkpoint_seconds:
                     self.checkpoint()
+            for cloud in state.clouds:
+                demand_finite(cloud)  # nobody may have looked: there may be no observable
         finally:
             meter.close()
 
@@ -334,8 +305,9 @@ class _Loop:
             data = results.with_test(data, [full.predict(c, self.test[0]) for c in clouds], self.test[1])
         if self.directory is not None:
             if clouds:
-                self.checkpoint()
-            store.write_dataset(self.directory / "records.nc", data)
+                with contextlib.suppress(DivergedError):
+                    self.checkpoint()
+            store.write_dataset(self.directory / store.RECORDS, data)
         return Run(data, clouds, self.flow, status, message, self.describe(status, message), self.directory)
 
     # Records ---------------------------------------------------------------------------------------------------
@@ -358,7 +330,7 @@ class _Loop:
             self._measure(row, clouds, True, "bounds")
         for record in due:
             row.add(f"at.{record.name}", now)
-            row.add(record.name, record.values(clouds, self.flow, state.recorder.columns.get(record.name)))
+            row.add(record.name, record.values(clouds, self.flow, state))
         if self.directory is not None and kept:
             store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(clouds))
         state.clouds = clouds
@@ -394,8 +366,9 @@ def load(directory: str | Path, flow: Flow | None = None) -> Run:
         If it is no run directory, or a file in it is damaged.
     """
     directory = Path(directory)
-    metadata, data = store.read_json(directory / "metadata.json"), store.read_dataset(directory / "records.nc")
-    found = store.read_checkpoint(directory)
+    metadata, data = store.read_metadata(directory), store.read_dataset(directory / store.RECORDS)
+    on_disk = metadata.get("config", {}).get("cloud", {}).get("on_disk", False)
+    found = store.read_checkpoint(directory, directory if on_disk else None)
     # Records of an interruption lie beside later checkpoints while the run goes on: then clouds do not belong to them.
     clouds = found[0] if found is not None and found[0][0].step == data.attrs.get("steps") else []
     return Run(data, clouds, flow, metadata.get("status", "?"), metadata.get("message", ""), metadata, directory)

@@ -5,28 +5,37 @@
     checkpoint.npz            what a restart needs; checkpoint.previous.npz is the one before
     cloud_<step>.npz          snapshots
 
-Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one.
+Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one. What
+was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 behind their last byte (`netcdf`).
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
-import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from meanfield import mapped, netcdf, readers
 from meanfield.account import Account
 from meanfield.cloud import Cloud, Kernel
 from meanfield.errors import InputError
 
 Array = np.ndarray
-# What numpy and zipfile raise on damaged archives: the last three where a flipped bit asks for what they cannot do.
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError, MemoryError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGEST_TEXT = 64 << 20  # bytes of a JSON file
+# Entries of metadata.json that are read again, and what they are made of.
+ENTRIES = {
+    "status": str, "message": str, "identity": dict, "timings": dict, "absent": dict, "errors": dict,
+    "versions": dict, "machine": dict, "data": dict,
+}  # fmt: skip
+METADATA, RECORDS = "metadata.json", "records.nc"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 PROBE, WRITING = ".probe", ".writing"
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
@@ -41,15 +50,28 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_with(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file with a function of its handle, under a temporary name; sync it, and rename it into place."""
     temporary = path.with_name(path.name + WRITING)
+    with _said(path):
+        try:
+            with open(temporary, "wb") as handle:
+                write(handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # what it takes may be just what is missing
+            raise
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Say what kept a file from being written, and what to do."""
     try:
-        with open(temporary, "wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
+        cure = "free some space and go on with the same command, or " if error.errno in FULL else ""
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
+            f"cannot write {path}: {error.strerror or error}; {cure}choose another directory with --out"
         ) from error
 
 
@@ -108,14 +130,34 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object from a file, or an error that names it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(readers.content(path, LARGEST_TEXT).decode("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # no half of a character, which could not be written again
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} should hold a JSON object, it holds {type(value).__name__}")
     return value
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Return what metadata.json says of a run, each entry of the kind that it should be.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged.
+    """
+    path = directory / METADATA
+    metadata = read_json(path)
+    for name, kind in ENTRIES.items():
+        if not isinstance(metadata.get(name, kind()), kind):
+            raise InputError(f"{path} is damaged: {name!r} is a {type(metadata[name]).__name__}, not a {kind.__name__}")
+    notes = metadata.get("data", {}).get("notes", [])
+    if not isinstance(notes, list):
+        raise InputError(f"{path} is damaged: the notes on the data are no list")
+    return metadata
 
 
 def plain(value: Any) -> Any:
@@ -174,33 +216,54 @@ def pack_clouds(clouds: Sequence[Cloud]) -> dict[str, Array]:
 
 
 def unpack_clouds(arrays: dict[str, Array]) -> list[Cloud]:
-    """Return the replicates that `pack_clouds` packed."""
-    return [unpack_cloud(arrays, f"cloud{index}") for index in range(int(arrays["replicates"]))]
+    """Return the replicates that `pack_clouds` packed, or raise ValueError if they are none."""
+    clouds = [unpack_cloud(arrays, f"cloud{index}") for index in range(int(arrays["replicates"]))]
+    for cloud in clouds:
+        others = [array.shape for array in (cloud.reference, cloud.start) if array is not None]
+        masses = (cloud.m,) if cloud.weights is None else cloud.weights.shape
+        if cloud.z.ndim != 2 or cloud.z.dtype.kind != "f" or {*others, cloud.z.shape} != {cloud.z.shape}:
+            raise ValueError(f"particles of the shape {cloud.z.shape} and type {cloud.z.dtype} are no cloud")
+        if masses != (cloud.m,) or not isinstance(cloud.step, int):
+            raise ValueError("weights or steps are not those of a cloud")
+    if not clouds:
+        raise ValueError("there is no cloud")
+    return clouds
 
 
 def write_npz(path: Path, arrays: dict[str, Array]) -> None:
-    """Write named arrays to an npz file, atomically."""
-    write_with(path, lambda handle: np.savez(handle, **arrays))  # type: ignore[arg-type]
+    """Write named arrays to an npz file, atomically; large ones go through memory a piece at a time."""
+    write_with(path, lambda handle: _save(handle, arrays))
 
 
-def read_npz(path: Path) -> dict[str, Array]:
-    """Return the named arrays of an npz file; every member's checksum is checked as it is read.
+def _save(handle: IO[bytes], arrays: dict[str, Array]) -> None:
+    """Write what `numpy.savez` writes."""
+    with zipfile.ZipFile(handle, "w") as archive:
+        for name, value in arrays.items():
+            array = np.asanyarray(value, order="C")
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if array.nbytes < mapped.LARGE or not array.ndim:
+                    np.lib.format.write_array(member, array, allow_pickle=False)  # type: ignore[arg-type]
+                    continue
+                described = np.lib.format.header_data_from_array_1_0(array)
+                np.lib.format.write_array_header_1_0(member, described)  # type: ignore[arg-type]
+                for piece in mapped.pieces(array):
+                    member.write(piece.tobytes())
+
+
+def read_npz(path: Path, folder: Path | None = None) -> dict[str, Array]:
+    """Return the named arrays of an npz file; every member's checksum is checked before it is read.
+
+    With a folder, large arrays come as arrays on disk there (`mapped`).
 
     Raises
     ------
     InputError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or asks for more memory than it has bytes.
     """
     try:
-        with open(path, "rb") as handle:
-            # All checksums first: what numpy makes of damaged headers has no end.
-            damaged = zipfile.ZipFile(handle).testzip()
-            if damaged:
-                raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
-            handle.seek(0)
-            with np.load(handle, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except DAMAGE as error:
+        with readers.opened(path) as handle:
+            return readers.arrays(handle, os.fstat(handle.fileno()).st_size, checked=True, folder=folder)
+    except readers.DAMAGE as error:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 
@@ -213,48 +276,55 @@ def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str
     arrays["state"] = np.asarray(json.dumps(plain(state)))
     path = directory / CHECKPOINT
     if path.exists():
-        os.replace(path, directory / PREVIOUS)
+        with _said(path):
+            os.replace(path, directory / PREVIOUS)
     write_npz(path, arrays)
 
 
-def read_checkpoint(directory: Path) -> tuple[list[Cloud], dict[str, Array], dict] | None:
-    """Return (clouds, records, state) of the newest whole checkpoint, or None where there is none."""
+def read_checkpoint(directory: Path, folder: Path | None = None) -> tuple[list[Cloud], dict[str, Array], dict] | None:
+    """Return (clouds, records, state) of the newest whole checkpoint, or None where there is none.
+
+    With a folder, large clouds come as clouds on disk there.
+    """
     damaged = ""
     for name in (CHECKPOINT, PREVIOUS):
         path = directory / name
         if not path.exists():
             continue
         try:
-            arrays = read_npz(path)
-            state = json.loads(str(arrays["state"]))
+            arrays = read_npz(path, folder)
+            state = _state(arrays)
             clouds = unpack_clouds(arrays)
-        except (InputError, KeyError, ValueError, TypeError) as error:
+        except (InputError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             damaged = f"{name} is damaged ({error})"
             continue
         if damaged:
             warnings.warn(f"{damaged}; going on from {name}, the one before", stacklevel=2)
         prefix = "record."
-        return clouds, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}, state
+        return clouds, {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix) and v.ndim}, state
     if damaged:
         raise InputError(f"{directory}: {damaged}, and there is no other; remove the directory to start again")
     return None
+
+
+def _state(arrays: dict[str, Array]) -> dict[str, Any]:
+    """Return what a checkpoint keeps beside its arrays, or raise ValueError if it is not that."""
+    state = json.loads(str(arrays["state"]))
+    parts = [state.get(name) for name in ("identity", "absent", "timings")] if isinstance(state, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError("its state is not that of a run")
+    return state
 
 
 # Records ------------------------------------------------------------------------------------------------------------
 
 
 def write_dataset(path: Path, data: Any) -> None:
-    """Write an xarray Dataset as NetCDF-4 under a temporary name, then rename it."""
-    temporary = path.with_name(path.name + WRITING)
-    try:
-        data.to_netcdf(temporary, engine="h5netcdf")
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another directory with --out"
-        ) from error
+    """Write an xarray Dataset as NetCDF-4 with its checksum, atomically.
+
+    It is made in memory first: libhdf5 does not survive a disk that fills up while it writes.
+    """
+    write_bytes(path, netcdf.dumps(data))
 
 
 def read_dataset(path: Path) -> Any:
@@ -263,13 +333,11 @@ def read_dataset(path: Path) -> Any:
     Raises
     ------
     InputError
-        If the file is missing or is no NetCDF file.
+        If the file is missing, is no NetCDF file, was damaged, or asks for much more memory than it has bytes.
     """
-    import xarray
-
     if not path.exists():
         raise InputError(f"{path.parent} is not a finished run directory: it has no {path.name}")
     try:
-        return xarray.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
+        return netcdf.loads(readers.content(path))
+    except (InputError, OSError) as error:
         raise InputError(f"{path} cannot be read as NetCDF: {error}") from error

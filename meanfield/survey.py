@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from meanfield.errors import InputError
+from meanfield.recovery import understood
 from meanfield.simulate import load
 from meanfield.verdicts import HOLDS, INCONCLUSIVE, NOT_APPLICABLE, VIOLATED, Verdict, Verification, number, table
 from meanfield.verify import verify
@@ -72,7 +73,11 @@ def survey(paths: Iterable[str | Path]) -> Survey:
     InputError
         If a directory holds no run, or a run cannot be read.
     """
-    return Survey({str(path): verify(load(path)) for path in find_runs([Path(p) for p in paths])})
+    found = {}
+    for path in find_runs([Path(p) for p in paths]):
+        with understood(path):
+            found[str(path)] = verify(load(path))
+    return Survey(found)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:

@@ -22,6 +22,7 @@ from meanfield import config as configuration
 from meanfield.config import RunConfig
 from meanfield.errors import DivergedError, InputError, Interrupted
 from meanfield.grid import Point, coupling, plan
+from meanfield.locks import claimed
 from meanfield.workers import (
     DIVERGED,
     ENDED,
@@ -32,7 +33,6 @@ from meanfield.workers import (
     STOPPING,
     WAITING,
     Outcome,
-    claimed,
     pool,
     run_point,
     state,

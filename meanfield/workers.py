@@ -18,6 +18,7 @@ from typing import NamedTuple
 from meanfield import experiment, parallel, store
 from meanfield.config import RunConfig
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
+from meanfield.locks import claimed
 
 STOPPING = ".stopping"  # beside the points: none begins where it is
 WAITING, FINISHED, DIVERGED, INTERRUPTED, REFUSED, FAILED = (
@@ -67,34 +68,6 @@ def state(directory: Path) -> tuple[str, str]:
     if status in ENDED and not (directory / "records.nc").exists():
         status = WAITING
     return status, str(metadata.get("message", ""))
-
-
-@contextlib.contextmanager
-def claimed(directory: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a directory for this process, so that no two write to it; waiting for another, or refusing at once.
-
-    The lock is advisory and goes with its process. File systems that know no locks are taken without.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        import fcntl
-
-        handle = os.open(directory, os.O_RDONLY)
-    except ImportError:
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise InputError(f"another process works on {directory}: wait for it, or choose another --out") from error
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):
-            directory.rmdir()  # only if nothing was written
 
 
 @contextlib.contextmanager

@@ -243,7 +243,9 @@ def test_a_disk_that_fills_up(there, capsys, monkeypatch) -> None:
 
     monkeypatch.setattr(store.os, "fsync", full)
     assert cli.main(["run", "run.toml", "--out", "out", "--quiet"]) == 2
-    assert capsys.readouterr().err.endswith("No space left on device; choose another directory with --out\n")
+    said = capsys.readouterr().err
+    assert said.endswith("No space left on device; free some space and go on with the same command, or choose another "
+                         "directory with --out\n")  # fmt: skip
 
 
 def test_the_directory_of_another_configuration(there, capsys, monkeypatch) -> None:

@@ -18,7 +18,7 @@ FLOORS = """
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs
+    0.1  account estimate progress signals fields parallel theory canvas readers inputs locks netcdf
     0.12 widths ensemble extrapolation markov counters pareto
     0.15 maps
     0.2  claims config schemes verdicts newton
@@ -43,7 +43,7 @@ FLOORS = """
     5    observables store
     5.1  bounds increments results minimum
     5.15 rates regimes
-    5.2  planning
+    5.2  planning recovery
     5.3  description
     6    simulate
     6.1  statements

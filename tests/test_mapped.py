@@ -2,11 +2,12 @@
 
 import errno
 import os
+import signal
 
 import numpy as np
 import pytest
 
-from meanfield import Flow, Risk, Unit, gaussian_cloud, mapped, parallel
+from meanfield import Flow, Record, Risk, Unit, gaussian_cloud, mapped, parallel, simulate, store
 from meanfield.errors import InputError
 
 M = 3000
@@ -101,3 +102,53 @@ def test_a_pass_holds_the_blocks_at_work(tmp_path, monkeypatch):
     assert cloud.z.nbytes == 40_000_000
     assert max(seen) - begin < parallel.MAPPED_SHARE * (16 << 20) + 2 * threads * group + (2 << 20)
     assert len(seen) > 2 * 2 * 2_000_000 // 65_536
+
+
+def run(folder, on_disk, steps=6, **more):
+    start = gaussian_cloud(M, Unit("tanh"), 4, seed=5, folder=folder / "scratch" if on_disk else None)
+    flow = Flow(risk(), lam=0.05, eta=0.02, scheme="euler", account=False)
+    observables = ["loss", "travelled", "coupled_distance", "second_moment", "w2_upper"]
+    return simulate(
+        flow, start, steps=steps, replicates=2, observables=observables, directory=folder / "run", quiet=True, **more
+    )
+
+
+def test_a_run_records_what_one_in_memory_does(tmp_path):
+    inside, outside = run(tmp_path / "in", False, bounds=0), run(tmp_path / "out", True)
+    for name in ("loss", "travelled", "coupled_distance", "second_moment"):
+        np.testing.assert_array_equal(inside.data[name], outside.data[name])
+    assert "on disk" in outside.metadata["absent"]["w2_upper"]
+
+
+def test_a_run_goes_on_from_a_checkpoint_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "LARGE", 1000)
+    whole = run(tmp_path / "whole", True)
+
+    def stop(cloud, flow):
+        if cloud.step == 3 and cloud.replicate == 0 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0.0
+
+    stopped = run(tmp_path / "cut", True, records=[Record(stop, every=1)], on_failure="return")
+    assert stopped.status == "interrupted"
+    assert mapped.folder_of(store.read_checkpoint(tmp_path / "cut" / "run", tmp_path)[0][0].z) == tmp_path
+    done = run(tmp_path / "cut", True, records=[Record(stop, every=1)])
+    for a, b in zip(whole.clouds, done.clouds, strict=True):
+        np.testing.assert_array_equal(a.z, b.z)
+        np.testing.assert_array_equal(a.reference, b.reference)
+    np.testing.assert_array_equal(whole.data.loss, done.data.loss)
+
+
+def test_archives_written_in_pieces_are_those_of_numpy(tmp_path, monkeypatch):
+    arrays = {"a": np.arange(5000.0).reshape(1000, 5), "b": np.asarray("text"), "c": np.arange(7)[::2]}
+    monkeypatch.setattr(mapped, "LARGE", 512)
+    store.write_npz(tmp_path / "pieces.npz", arrays)
+    with np.load(tmp_path / "pieces.npz", allow_pickle=False) as found:
+        assert list(found) == list(arrays)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(found[name], value)
+    for folder in (None, tmp_path):
+        again = store.read_npz(tmp_path / "pieces.npz", folder)
+        np.testing.assert_array_equal(again["a"], arrays["a"])
+        assert (mapped.folder_of(again["a"]) is None) == (folder is None)

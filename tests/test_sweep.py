@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time as clock
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray
 
-from meanfield import cli, config, ensemble, experiment, grid, store, workers
+from meanfield import cli, config, ensemble, experiment, grid, locks, store, workers
 from meanfield.cloud import gaussian_cloud
 from meanfield.datasets import sphere
 from meanfield.errors import InputError, Interrupted
@@ -175,7 +175,7 @@ def process_works_in(directory: Path) -> list[bool]:
     held = []
     for path in (directory / "points").glob("*"):
         try:
-            with workers.claimed(path, wait=False):
+            with locks.claimed(path, wait=False):
                 held.append(False)
         except InputError:
             held.append(True)
@@ -344,8 +344,9 @@ def test_a_fault_in_the_code_is_raised_once_the_others_are_done(tmp_path, monkey
 
 
 def test_two_sweeps_do_not_work_in_one_directory(tmp_path):
-    with workers.claimed(tmp_path, wait=False), pytest.raises(InputError, match="another process works on"):
-        sweep(small(), tmp_path)
+    with locks.claimed(tmp_path), ThreadPoolExecutor(1) as other:
+        with pytest.raises(InputError, match="another process works on"):
+            other.submit(sweep, small(), tmp_path).result()
 
 
 # --- the command

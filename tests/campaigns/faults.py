@@ -1,0 +1,408 @@
+"""Kills, signals, damage and full disks, one after the other on real runs, each followed by going on and a comparison.
+
+    python -m tests.campaigns.faults --kills 208 --damage 300 --disks 24
+
+A run is started in a process of its own. To kill it, it is first stopped (SIGSTOP), then looked at: the kill counts
+only if metadata.json says "running" and the process lives. After the last kill the run is carried to its end, and
+records and clouds must have the bits of the run that was never stopped. Delays are drawn from --seed; where a delay hits
+depends on the machine, the result must not.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import mmap
+import os
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time as clock
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meanfield import config, experiment, parallel, recovery, store
+from meanfield.errors import InputError, Interrupted
+from meanfield.simulate import load
+
+SCHEMES = ("kernel", "kernel2", "exponential", "euler", "euler_literal")
+OBSERVABLES = ["loss", "loss_unbiased", "prediction", "residual_defect", "kl_account", "travelled", "w2_upper"]
+CLEAN, INTERRUPTED, REFUSED = 0, 130, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration on one backend, a few tenths of a second long."""
+
+    scheme: str
+    dtype: str = "float64"
+    backend: str = "numpy"
+    batch: int = 0
+    more: tuple[tuple[str, str, Any], ...] = ()
+    m: int = 768
+
+    @property
+    def name(self) -> str:
+        parts = (self.scheme, self.dtype, self.backend, f"batch {self.batch}" if self.batch else "")
+        return ", ".join([*filter(None, parts), *(f"{key} = {value}" for _, key, value in self.more)])
+
+    def configuration(self) -> config.RunConfig:
+        kernel = self.scheme.startswith("kernel")
+        flow = {"scheme": self.scheme, "lam": 0.05, "batch": self.batch}
+        flow |= {"time": 2.0} if kernel else {"eta": 0.008, "time": 0.4}
+        tree: dict[str, dict[str, Any]] = {
+            "data": {"source": "sphere", "n": 12, "d": 3, "teacher": "random"},
+            "network": {"alpha": 5.0},
+            "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype},
+            "flow": flow,
+            "record": {"observables": OBSERVABLES, "bounds_every": 3, "snapshots": [0.1]},
+            "output": {"checkpoint_seconds": 0.0},
+        }
+        for section, key, value in self.more:
+            tree[section][key] = value
+        return config.parse(tree)
+
+
+CASES = [
+    *(Case(*kind) for kind in itertools.product(SCHEMES, ("float64", "float32"), ("numpy", "cpu"))),
+    *(Case("exponential", *kind, batch=5) for kind in itertools.product(("float64", "float32"), ("numpy", "cpu"))),
+    Case("kernel", more=(("network", "loss", "logistic"),)),
+    Case("kernel", backend="cpu", more=(("flow", "train", "u"),)),
+]
+
+
+@dataclass
+class Counts:
+    """What happened, and every way in which it should not have."""
+
+    seen: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    by_case: dict[str, int] = field(default_factory=dict)
+
+    def check(self, right: bool, what: str) -> None:
+        if not right:
+            self.wrong.append(what)
+
+
+class Shared:
+    """One integer that a process and its parent see: the step of the last checkpoint that was written."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 8)
+        self.put(-1)
+
+    def put(self, value: int) -> None:
+        self.memory[:8] = struct.pack("q", value)
+
+    def get(self) -> int:
+        return int(struct.unpack("q", self.memory[:8])[0])
+
+
+def carry(case: Case, directory: Path, written: Shared | None = None, threads: int = 1) -> Any:
+    """Run a case in a directory, or go on with it; `written` is told of every checkpoint once it is there."""
+    parallel.set_threads(threads)
+    keep = store.write_checkpoint
+
+    def tell(place: Path, clouds: Any, records: Any, state: Any) -> None:
+        keep(place, clouds, records, state)
+        if written is not None:
+            written.put(clouds[0].step)
+
+    store.write_checkpoint = tell
+    try:
+        return experiment.carry(case.configuration(), directory, backend=case.backend, quiet=True)
+    finally:
+        store.write_checkpoint = keep
+
+
+def started(work: Callable[[], Any]) -> int:
+    """Start a process that does some work and exits as the command line does; return its number."""
+    number = os.fork()
+    if number:
+        return number
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        work()
+        code = CLEAN
+    except Interrupted:
+        code = INTERRUPTED
+    except InputError:
+        code = REFUSED
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
+
+
+def ended(number: int) -> int:
+    """Wait for a process; return its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+def status(directory: Path) -> str:
+    try:
+        return str(json.loads((directory / "metadata.json").read_text())["status"])
+    except (OSError, ValueError):
+        return ""
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """What differs between two runs: variables of the records, arrays of the last clouds."""
+    out = [f"variables {set(one.data.variables) ^ set(other.data.variables)}"] * (
+        set(one.data.variables) != set(other.data.variables)
+    )
+    for name in set(one.data.variables) & set(other.data.variables):
+        x, y = one.data[name].values, other.data[name].values
+        if x.dtype.kind != y.dtype.kind or not np.array_equal(x, y, equal_nan=x.dtype.kind == "f"):
+            out.append(str(name))
+    left, right = store.pack_clouds(one.clouds), store.pack_clouds(other.clouds)
+    return out + [name for name in left.keys() | right.keys() if not _equal(left.get(name), right.get(name))]
+
+
+def _equal(x: Any, y: Any) -> bool:
+    return x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y)
+
+
+# --- kills and signals
+
+
+def stopped(directory: Path, number: int, delay: float) -> bool:
+    """Stop a process some time after its run began; return whether it lives and the run is under way."""
+    deadline = clock.monotonic() + 60
+    while status(directory) != "running" and clock.monotonic() < deadline:
+        if os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        clock.sleep(0.001)
+    clock.sleep(delay)
+    os.kill(number, signal.SIGSTOP)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, number, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    alive = os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return alive and status(directory) == "running"
+
+
+def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Counts, threads: int) -> bool:
+    """Start or go on with a run, send it a signal while it is running; return whether that landed."""
+    written = Shared()
+    number = started(lambda: carry(case, directory, written, threads))
+    landed = stopped(directory, number, delay)
+    if landed:
+        torn = any(path.name.endswith(store.WRITING) for path in directory.iterdir())
+        counts.seen["landed inside a write"] += torn
+        os.kill(number, sent)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(number, signal.SIGCONT)
+    code = ended(number)
+    if not landed:
+        counts.check(code == CLEAN, f"{case.name}: ended with {code}")
+        counts.seen["came too late"] += 1
+        return False
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = store.read_checkpoint(directory)
+    counts.check(not caught, f"{case.name}: {[str(w.message) for w in caught]}")
+    step = -1 if found is None else found[0][0].step
+    counts.check(step >= written.get(), f"{case.name}: step {written.get()} was kept, {step} is there")
+    if sent == signal.SIGKILL:
+        counts.check(code == -signal.SIGKILL, f"{case.name}: {code} after kill -9")
+        counts.seen["kill -9 landed"] += 1
+    else:
+        counts.check(code in (INTERRUPTED, CLEAN), f"{case.name}: {code} after signal {sent}")
+        counts.check(status(directory) in ("interrupted", "finished"), f"{case.name}: {status(directory)}")
+        counts.seen[f"{signal.Signals(sent).name} landed"] += 1
+    counts.by_case[case.name] = counts.by_case.get(case.name, 0) + 1
+    return True
+
+
+def kills(case: Case, count: int, rng: np.random.Generator, counts: Counts, in_one: int = 4) -> None:
+    """Kill a case so many times, some in each directory, and compare what it ends with."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole_time = clock.monotonic()
+        whole = carry(case, Path(folder) / "whole")
+        whole_time = clock.monotonic() - whole_time
+        left, trial = count, 0
+        while left > 0 and trial < 20 * count:
+            trial += 1
+            directory = Path(folder) / f"run{trial}"
+            for _ in range(min(in_one, left)):
+                sent = rng.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT])
+                delay = float(rng.uniform(0, 0.9 * whole_time / in_one))
+                left -= kill_once(case, directory, delay, int(sent), counts, 1 + trial % 2)
+            finish(case, directory, whole, counts, "kills")
+
+
+def finish(case: Case, directory: Path, whole: Any, counts: Counts, after: str) -> None:
+    """Carry a run to its end, and compare it, and what is read back, with the run that was never stopped."""
+    done = carry(case, directory, threads=2)
+    for run in (done, load(directory)):
+        wrong = differences(run, whole)
+        counts.check(not wrong and run.status == "finished", f"{case.name}: after {after} {wrong} differ")
+    left = [path.name for path in directory.iterdir() if path.name.endswith(store.WRITING)]
+    counts.check(not left, f"{case.name}: {left} left behind")
+    counts.seen[f"finished with equal bits after {after}"] += not wrong
+
+
+# --- damage
+
+
+def hurt(raw: bytes, rng: np.random.Generator) -> bytes:
+    """Return a file cut short, with one bit flipped, a stretch of zeros, or nothing in it."""
+    place = int(rng.integers(len(raw)))
+    kind = int(rng.integers(8))
+    if kind == 0:
+        return raw[:place]
+    if kind == 1:
+        return raw[:place] + bytes(min(512, len(raw) - place)) + raw[place + 512 :]
+    if kind == 2:
+        return b""
+    return raw[:place] + bytes([raw[place] ^ 1 << int(rng.integers(8))]) + raw[place + 1 :]
+
+
+def damage(case: Case, count: int, rng: np.random.Generator, counts: Counts) -> None:
+    """Damage files of a stopped and of a finished run, go on, and compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = carry(case, Path(folder) / "finished")
+        half = Path(folder) / "half"
+        while not (half / store.PREVIOUS).exists() or recovery.is_finished(half):
+            shutil.rmtree(half, ignore_errors=True)
+            kill_once(case, half, 0.1, signal.SIGKILL, Counts(), 1)
+        for _ in range(count):
+            source = Path(folder) / str(rng.choice(["finished", "half"]))
+            directory = Path(folder) / "copy"
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.copytree(source, directory)
+            names = [n for n in (store.CHECKPOINT, store.PREVIOUS, store.RECORDS, store.METADATA)
+                     if (directory / n).exists()]  # fmt: skip
+            hit = set(map(str, rng.choice(names, 1 + int(rng.random() < 0.1), replace=False)))
+            for name in sorted(hit):
+                path = directory / name
+                path.write_bytes(hurt(path.read_bytes(), rng))
+            kept = {store.CHECKPOINT, store.PREVIOUS} & set(names)
+            _go_on(case, directory, whole, counts, hit, kept <= hit)
+
+
+def _go_on(case: Case, directory: Path, whole: Any, counts: Counts, hit: set[str], all_hit: bool) -> None:
+    counts.seen["files damaged"] += len(hit)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            finish(case, directory, whole, counts, "damage")
+        except InputError as error:
+            counts.check(all_hit, f"{case.name}: {sorted(hit)}: {error}")
+            counts.seen["refused, every checkpoint being damaged"] += 1
+    counts.seen["damage that was warned of"] += bool(caught)
+
+
+# --- disks
+
+
+def small_disk(size: int, place: Path) -> Callable[[], Any] | None:
+    """Mount a file system of so many bytes; return what takes it away, or None where nobody may."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        return None
+    return lambda: subprocess.run(["umount", "-l", str(place)], capture_output=True, check=True)
+
+
+def disks(case: Case, count: int, rng: np.random.Generator, counts: Counts) -> None:
+    """Let a disk fill up, a file grow too large or a file system become read-only; mend it, go on, and compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = carry(case, Path(folder) / "whole")
+        largest = max(path.stat().st_size for path in (Path(folder) / "whole").iterdir())
+        for trial in range(count):
+            kind = ("full disk", "largest file", "read-only")[trial % 3]
+            place = Path(folder) / f"disk{trial}"
+            size = int(rng.uniform(0.05, 3.2) * largest) if kind == "full disk" else 20 * largest
+            unmount = small_disk(max(size, 1 << 14), place)
+            directory = place / "run"
+            if unmount is None and kind != "largest file":
+                counts.seen[f"{kind}: nothing may be mounted here"] += 1
+                continue
+            try:
+                _fail(case, directory, kind, rng, counts, int(rng.uniform(0.05, 1.0) * largest))
+                finish(case, directory, whole, counts, kind)
+            finally:
+                if unmount is not None:
+                    unmount()
+
+
+def _fail(case: Case, directory: Path, kind: str, rng: np.random.Generator, counts: Counts, limit: int) -> None:
+    """Run into one fault, expect a message and exit code 2 (or an end in spite of it), and mend it."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        carry(case, directory)
+
+    number = started(limited if kind == "largest file" else lambda: carry(case, directory))
+    if kind == "read-only":
+        stopped(directory, number, float(rng.uniform(0, 0.2)))
+        while not remounted("ro", directory.parent):  # busy while a file is open for writing
+            for sent in (signal.SIGCONT, signal.SIGSTOP):
+                os.kill(number, sent)
+                clock.sleep(0.002)
+        os.kill(number, signal.SIGCONT)
+    code = ended(number)
+    counts.check(code in (REFUSED, CLEAN), f"{case.name}: {kind} ended with {code}")
+    counts.seen[f"{kind}: {'refused' if code == REFUSED else 'never reached'}"] += 1
+    if kind == "full disk":
+        remounted("size=64m", directory.parent)
+    elif kind == "read-only":
+        remounted("rw", directory.parent)
+
+
+def remounted(options: str, place: Path) -> bool:
+    return not subprocess.run(
+        ["mount", "-o", f"remount,{options}", str(place)], capture_output=True, check=False
+    ).returncode
+
+
+# --- all of it
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=208, help="kills and signals that must land, over all cases")
+    parser.add_argument("--damage", type=int, default=300, help="runs of which files are damaged")
+    parser.add_argument("--disks", type=int, default=24, help="full disks, largest files, read-only file systems")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rng, counts, begin = np.random.default_rng(options.seed), Counts(), clock.monotonic()
+    for k, case in enumerate(CASES if options.kills else []):
+        share = options.kills // len(CASES) + (k < options.kills % len(CASES))
+        with quiet():
+            kills(case, share, rng, counts)
+        print(f"{k + 1}/{len(CASES)} {case.name}: {counts.by_case.get(case.name, 0)} landed, "
+              f"{len(counts.wrong)} wrong, {clock.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+    for part, count in ((damage, options.damage), (disks, options.disks)):
+        for case in (CASES[0], CASES[11]):
+            with quiet():
+                part(case, count // 2, rng, counts)
+        print(f"{part.__name__}: {len(counts.wrong)} wrong, {clock.monotonic() - begin:.0f} s", flush=True)
+    print(json.dumps({"seen": dict(sorted(counts.seen.items())), "kills by case": counts.by_case}, indent=1))
+    print("\n".join(["", *counts.wrong, f"{len(counts.wrong)} wrong"]))
+    return 1 if counts.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
