@@ -4,6 +4,8 @@ import difflib
 import itertools
 from collections.abc import Iterable
 
+LONGEST = 100  # characters of a name that is worth a guess
+
 
 class MeanfieldError(Exception):
     """Base of every error that is a message for the user, never a traceback."""
@@ -31,9 +33,25 @@ class Interrupted(MeanfieldError):
     exit_code = 130
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: object, names: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
     # What comes may be long, and there may be many of them: a guess is not worth waiting for.
-    few = [known for known in itertools.islice(names, 1000) if len(known) <= 100]
-    close = difflib.get_close_matches(str(name), few, n=1, cutoff=0.5) if len(str(name)) <= 100 else []
+    if not isinstance(name, str) or len(name) > LONGEST:
+        return ""
+    few = [known for known in itertools.islice(names, 1000) if len(known) <= LONGEST]
+    close = difflib.get_close_matches(name, few, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        text = f"something too long to show ({type(value).__name__})"
+    return text if len(text) <= 2 * LONGEST else f"{text[: 2 * LONGEST]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
