@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meanfield.errors import InputError, MeanfieldError
+from meanfield.errors import InputError, MeanfieldError, printable
 
 if TYPE_CHECKING:
     from meanfield.config import RunConfig
@@ -35,27 +35,27 @@ def _guarded(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except MeanfieldError as error:
-        print(f"meanfield: {error}", file=sys.stderr)
+        _say(str(error))
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("meanfield: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except MemoryError:
-        print("meanfield: out of memory; take a smaller cloud.m or fewer cloud.replicates", file=sys.stderr)
+        _say("out of memory; take a smaller cloud.m or fewer cloud.replicates")
         return 2
     except ArithmeticError as error:
-        print(f"meanfield: numbers left double precision ({error}); take less extreme values", file=sys.stderr)
+        _say(f"numbers left double precision ({error}); take less extreme values")
         return 2
     except OSError as error:
-        print(f"meanfield: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        _say(f"{error.filename or 'a file'}: {error.strerror or error}")
         return 2
 
 
 def _show_warning(message: Any, *rest: Any, **more: Any) -> None:
-    print(f"meanfield: warning: {message}", file=sys.stderr)
+    _say(f"warning: {message}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +147,7 @@ def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) ->
     backends.check_name(options.backend)
     parallel.set_threads(options.threads)
     if not options.quiet:
-        print(_announcement(config, directory), file=sys.stderr, flush=True)
+        print(printable(_announcement(config, directory)), file=sys.stderr, flush=True)
     if recovery.is_finished(directory):
         experiment.check_claim(config, directory)
         if not (directory / "report.html").exists():
@@ -167,7 +167,7 @@ def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) ->
 
 
 def _say(text: str) -> None:
-    print(f"meanfield: {text}", file=sys.stderr, flush=True)
+    print(f"meanfield: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _announcement(config: "RunConfig", directory: Path) -> str:
@@ -183,7 +183,7 @@ def _complain(violated: Sequence[str], directory: Path) -> int:
     """Say loudly what is violated, and return the exit code."""
     if not violated:
         return 0
-    print(f"meanfield: ERROR: violated on {directory}: {'; '.join(violated)} (see verify.json)", file=sys.stderr)
+    _say(f"ERROR: violated on {directory}: {'; '.join(violated)} (see verify.json)")
     return 1
 
 

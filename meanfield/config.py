@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from meanfield.errors import InputError, did_you_mean
-from meanfield.fields import Section, above, choice, entry
+from meanfield.errors import InputError, did_you_mean, shown
+from meanfield.fields import Section, above, choice, entry, is_deep
 
+# Of a configuration: bytes of the file, tables in tables, values of a swept key, dyadic times of bounds.
+LARGEST, DEEPEST, MOST_VALUES, MOST_TIMES = 1 << 20, 20, 10_000, 1000
 SCHEMES = ("auto", "kernel", "kernel2", "exponential", "euler", "euler_literal")
 
 
@@ -35,7 +37,7 @@ class DataConfig(Section):
     section = "data"
 
     source: str = entry("digits")
-    path: str | None = entry(None, "the path of a file", lambda value: value != "")
+    path: str | None = entry(None, "the path of a file", lambda value: value != "" and "\0" not in value)
     classes: tuple[int, ...] | None = entry(
         None, "two different labels, as [3, 8]", lambda value: len(value) == 2 == len(set(value))
     )
@@ -83,9 +85,9 @@ class CloudConfig(Section):
 
     section = "cloud"
 
-    m: int = above(1, 1024, or_equal=True)
+    m: int = entry(1024, "an integer from 1 to 2^32", lambda value: 1 <= value <= 2**32)
     seed: int = entry(0, "an integer from 0 to 2^64 - 1", lambda value: 0 <= value < 2**64)
-    replicates: int = above(1, 4, or_equal=True)
+    replicates: int = entry(4, "an integer from 1 to 2^24", lambda value: 1 <= value <= 2**24)
     dtype: str = choice("float64", "float32")
     initial: str = choice("gaussian")
     on_disk: bool = entry(False)
@@ -129,8 +131,8 @@ class RecordConfig(Section):
     every: int = above(1, 1, or_equal=True)
     bounds_every: int | str | tuple[float, ...] = entry(
         "auto",
-        '"auto", a number of dyadic times of at least 1, or a list of times',
-        lambda value: value >= 1 if isinstance(value, int) else value == "auto" or _are_times(value),
+        f'"auto", a number of dyadic times from 1 to {MOST_TIMES}, or a list of times',
+        lambda value: 1 <= value <= MOST_TIMES if isinstance(value, int) else value == "auto" or _are_times(value),
     )
     snapshots: tuple[float, ...] = entry((), "a list of times of at least 0", _are_times)
 
@@ -143,7 +145,7 @@ class OutputConfig(Section):
 
     checkpoint_seconds: float = above(0, 30.0, or_equal=True)
     memory_mb: int = above(1, 512, or_equal=True)
-    title: str = entry("")
+    title: str = entry("", "a text of one line", str.isprintable)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -215,8 +217,10 @@ def parse(mapping: Mapping[str, Any]) -> RunConfig:
     first: Mapping[str, Any] = {name: table for name, table in mapping.items() if name != "sweep"}
     axes = _flatten(mapping.get("sweep", {}))
     for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"sweep.{key} = {values!r} came: wanted a list of values, as [0.1, 0.2].")
+        if not isinstance(values, list) or not 0 < len(values) <= MOST_VALUES:
+            raise InputError(
+                f"sweep.{key} = {shown(values)} came: wanted a list of up to {MOST_VALUES} values, as [0.1, 0.2]."
+            )
         section, _, name = key.partition(".")
         if section not in SECTIONS:
             raise InputError(_unknown_section(section))
@@ -295,7 +299,7 @@ def resolve_alpha(alpha: float | str, m: int) -> float:
         value = math.nan
     if not 1e-30 <= value <= 1e30:
         raise InputError(
-            f'network.alpha = {alpha!r} is not possible: wanted a number from 1e-30 to 1e30, "1", "sqrt(m)" or '
+            f'network.alpha = {shown(alpha)} is not possible: wanted a number from 1e-30 to 1e30, "1", "sqrt(m)" or '
             '"m^0.3". Type for example --set network.alpha=20.'
         )
     return value
@@ -303,12 +307,21 @@ def resolve_alpha(alpha: float | str, m: int) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:  # which may be a pipe, and may have no end
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise InputError(f"the configuration file '{path}' has more than {LARGEST:,} bytes: wanted a smaller one.")
+        tree = tomllib.loads(raw.decode("utf-8").replace("\r\n", "\n"))
+        if is_deep(tree, DEEPEST):
+            raise InputError(f"'{path}' has tables in tables in tables: wanted lines as lam = 0.01 below [flow].")
+        return tree
     except FileNotFoundError:
         raise InputError(f"there is no configuration file '{path}': wanted the path of a TOML file.") from None
     except OSError as error:
         raise InputError(f"the configuration file '{path}' cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, integers of thousands of digits, nesting
         raise InputError(f"'{path}' is not TOML: {error}. Wanted lines as lam = 0.01 below [flow].") from None
 
 
@@ -329,7 +342,7 @@ def _override(mapping: dict[str, Any], text: str) -> None:
 def _toml_value(value: str, text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = {}
     if parsed.keys() == {"value"}:
         return parsed["value"]

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
+from meanfield import readers
 from meanfield.config import DataConfig
 from meanfield.errors import InputError, did_you_mean
 from meanfield.inputs import checked, scaling, validate
@@ -156,6 +157,7 @@ def sphere(
     if teacher not in TEACHERS:
         near = did_you_mean(teacher, TEACHERS)
         raise InputError(f"data.teacher = '{teacher}' is unknown: wanted one of {', '.join(TEACHERS)}.{near}")
+    _fits(n + n_test, d)
     x = _directions(seed, 0, n + n_test, d)
     notes = [f"sphere: uniform inputs in dimension {d}, labels of the teacher '{teacher}'"]
     return _prepare(x, TEACHERS[teacher](x, seed), notes, _numbered("x", d), scale, n=n, n_test=n_test)
@@ -164,6 +166,7 @@ def sphere(
 @_source
 def sine(n: int = 200, lags: int = 8, noise: float = 0.1, n_test: int = 0, seed: int = 0, scale: bool = True) -> Data:
     """Return windows of s_t = sin(t/2) + noise xi_t: x holds `lags` values in a row, y is the next one."""
+    _fits(n + n_test + lags, lags)
     t = np.arange(n + n_test + lags)
     xi = normals(seed, Stream.DATA, step=0, count=len(t), width=1)[:, 0]
     x, y = _windows(np.sin(SINE_STEP * t) + noise * xi, lags)
@@ -315,9 +318,20 @@ def _time_series(
     return _prepare(x, y, notes, _lagged(name, lags), scale, **counts)
 
 
+def _fits(rows: int, columns: int) -> None:
+    """Refuse inputs that would take more memory than a file of data may."""
+    need = 8 * rows * (columns + 1)
+    if need > readers.BUDGET:
+        raise InputError(
+            f"data of {rows:,} rows and {columns:,} columns take {need / 2**30:,.1f} GB of memory: wanted at most "
+            f"{readers.BUDGET / 2**30:g} GB. Take a smaller data.n, data.d or data.lags."
+        )
+
+
 def _windows(series: np.ndarray, lags: int) -> Arrays:
     if len(series) <= lags:
         raise InputError(f"data.lags = {lags} came with {len(series)} values: wanted fewer lags than values.")
+    _fits(len(series) - lags, lags)
     windows = np.lib.stride_tricks.sliding_window_view(series, lags + 1)
     return windows[:, :-1], windows[:, -1]
 

@@ -14,7 +14,9 @@ import typing
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from meanfield.errors import InputError, did_you_mean
+from meanfield.errors import InputError, did_you_mean, shown
+
+LARGEST_INTEGER = 2**64
 
 
 def entry(
@@ -71,7 +73,20 @@ class Section:
         wanted = field.metadata["wanted"].replace("<kind>", _words(hint)) or _words(hint)
         near = did_you_mean(came, field.metadata["names"])
         default = "" if field.default is None else f" Without the key it is {json.dumps(field.default)}."
-        return f"{self.section}.{field.name} = {came!r} is not possible: wanted {wanted}.{near or default}"
+        return f"{self.section}.{field.name} = {shown(came)} is not possible: wanted {wanted}.{near or default}"
+
+
+def is_deep(tree: Any, most: int) -> bool:
+    """Return whether there are tables or lists in more than `most` others."""
+    level = [tree]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
 
 
 def _words(hint: Any) -> str:
@@ -109,8 +124,8 @@ def _convert_to_any(value: Any, hints: tuple[Any, ...]) -> Any:
 
 def _convert_number(value: Any, hint: type) -> Any:
     """Return a finite number; a float that is whole, as 1e4, passes for an integer."""
-    if isinstance(value, numbers.Integral) and hint is int:
+    if isinstance(value, numbers.Integral) and hint is int and abs(int(value)) < LARGEST_INTEGER:
         return int(value)
-    if not math.isfinite(value) or (hint is int and value != int(value)):
+    if not math.isfinite(value) or (hint is int and not (abs(value) < LARGEST_INTEGER and value == int(value))):
         raise TypeError
     return hint(value)

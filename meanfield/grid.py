@@ -7,6 +7,7 @@ points are one and an edited configuration makes new ones.
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from meanfield import __version__, datasets, ensemble, experiment
 from meanfield import config as configuration
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
+
+MOST_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ def plan(config: RunConfig, backend: str = "auto") -> list[Point]:
     InputError
         That names the first point with bad input.
     """
+    count = math.prod(len(values) for values in config.sweep.values())
+    if count > MOST_POINTS:
+        raise InputError(f"the table [sweep] has {count:,} points: wanted at most {MOST_POINTS:,}; take shorter lists")
     for key, values in config.sweep.items():
         ensemble.coordinate(key, values)
     loaded: dict[Any, tuple[datasets.Data, str]] = {}

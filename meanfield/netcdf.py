@@ -8,6 +8,7 @@ has no checksums over data; a file without the line was written by another progr
 import hashlib
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from meanfield.errors import InputError
@@ -26,9 +27,15 @@ def dumps(data: Any) -> bytes:
 
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:
-        data.assign_attrs({SEALED: WORDS}).dump_to_store(H5NetCDFStore(file))
+        data.assign_attrs({SEALED: WORDS} | _texts(data.attrs)).dump_to_store(H5NetCDFStore(file))
     content = buffer.getvalue()
     return content + MARK + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _texts(attributes: Mapping[Any, Any]) -> dict[Any, str]:
+    """Return the attributes that are texts, without the characters that HDF5 cannot keep."""
+    texts = {key: value for key, value in attributes.items() if isinstance(value, str)}
+    return {key: text.replace("\0", "").encode("utf-8", "replace").decode() for key, text in texts.items()}
 
 
 def loads(raw: bytes) -> Any:

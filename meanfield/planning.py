@@ -19,6 +19,7 @@ import meanfield.rates  # noqa: F401  (registers what the identities are checked
 import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
+from meanfield.config import MOST_TIMES
 from meanfield.errors import DivergedError, InputError, MeanfieldError
 from meanfield.flow import Flow
 from meanfield.inputs import checked
@@ -228,8 +229,8 @@ def bound_times(end: float, bounds: str | int | Sequence[float]) -> tuple[float,
             raise InputError(f"bounds must be 'auto', a number of times or a list of times, got {bounds!r}")
         bounds = DYADIC_BOUNDS
     if isinstance(bounds, int):
-        if bounds < 0:
-            raise InputError(f"the number of bound times must be at least 0, got {bounds}")
+        if not 0 <= bounds <= MOST_TIMES:
+            raise InputError(f"the number of bound times must be at least 0 and at most {MOST_TIMES}, got {bounds}")
         return (0.0, *(end * 2.0**-k for k in range(bounds - 1, -1, -1))) if bounds else ()
     times = sorted(set(_times("bounds", bounds)))
     if times and not (times[0] >= 0 and times[-1] <= end):

@@ -13,6 +13,7 @@ import math
 import os
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -31,7 +32,7 @@ _MOST_DIMENSIONS = 32
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 # What Python and numpy raise on damaged or hostile archives: a flipped bit may ask for what they cannot do.
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError, MemoryError,
-          OverflowError, SyntaxError, TypeError, zlib.error, lzma.LZMAError)  # fmt: skip
+          OverflowError, SyntaxError, TypeError, zlib.error, lzma.LZMAError, tokenize.TokenError)  # fmt: skip
 
 
 def opened(path: Path) -> IO[bytes]:

@@ -179,10 +179,19 @@ def _equal(x: Any, y: Any) -> bool:
 # --- kills and signals
 
 
-def stopped(directory: Path, number: int, delay: float) -> bool:
+def written_at(directory: Path) -> tuple[int, int]:
+    """Which metadata.json lies there: every writing makes a new one."""
+    try:
+        found = (directory / store.METADATA).stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
+
+
+def stopped(directory: Path, number: int, delay: float, before: tuple[int, int]) -> bool:
     """Stop a process some time after its run began; return whether it lives and the run is under way."""
     deadline = clock.monotonic() + 60
-    while status(directory) != "running" and clock.monotonic() < deadline:
+    while (written_at(directory) == before or status(directory) != "running") and clock.monotonic() < deadline:
         if os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return False
         clock.sleep(0.001)
@@ -197,8 +206,9 @@ def stopped(directory: Path, number: int, delay: float) -> bool:
 def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Counts, threads: int) -> bool:
     """Start or go on with a run, send it a signal while it is running; return whether that landed."""
     written = Shared()
+    before = written_at(directory)
     number = started(lambda: carry(case, directory, written, threads))
-    landed = stopped(directory, number, delay)
+    landed = stopped(directory, number, delay, before)
     if landed:
         torn = any(path.name.endswith(store.WRITING) for path in directory.iterdir())
         counts.seen["landed inside a write"] += torn
@@ -349,7 +359,7 @@ def _fail(case: Case, directory: Path, kind: str, rng: np.random.Generator, coun
 
     number = started(limited if kind == "largest file" else lambda: carry(case, directory))
     if kind == "read-only":
-        stopped(directory, number, float(rng.uniform(0, 0.2)))
+        stopped(directory, number, float(rng.uniform(0, 0.2)), (0, 0))
         while not remounted("ro", directory.parent):  # busy while a file is open for writing
             for sent in (signal.SIGCONT, signal.SIGSTOP):
                 os.kill(number, sent)
