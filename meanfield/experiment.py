@@ -115,7 +115,7 @@ def _check_memory(config: RunConfig) -> None:
     if not cloud.on_disk and COPIES * state > have:
         raise InputError(
             f"{cloud.replicates} clouds of m = {cloud.m} particles need about {COPIES * state / GIGABYTE:.1f} GB, "
-            f"there are {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, cloud.dtype = "
+            f"this machine has {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, cloud.dtype = "
             f"'float32', or cloud.on_disk = true, which needs about {FILES * state / GIGABYTE:.1f} GB of disk"
         )
 

@@ -218,11 +218,15 @@ def _share(
     run, handed out in order. Of clouds on disk, the pages that were worked are given back.
     """
     relief = int(MAPPED_SHARE * memory())
+
+    def done(part: slice) -> None:
+        function(part)
+        mapped.relieve(relief)
+
     workers = min(threads(), len(parts))
     if workers <= 1 or getattr(_inside, "work", False):
         for part in parts[::-1] if backwards else parts:
-            function(part)
-            mapped.relieve(relief)
+            done(part)
         return
     count = 1 if whole else workers
     runs = [deque(parts[len(parts) * k // count : len(parts) * (k + 1) // count]) for k in range(count)]
@@ -231,8 +235,7 @@ def _share(
         _inside.work = True
         try:
             while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
-                function(part)
-                mapped.relieve(relief)
+                done(part)
         except BaseException:
             for run in runs:  # nothing more is begun
                 run.clear()
@@ -240,6 +243,11 @@ def _share(
         finally:
             _inside.work = False
 
+    _with_helpers(work, workers - 1)
+
+
+def _with_helpers(work: Callable[[], None], count: int) -> None:
+    """Call work() here and in so many helping threads, wait for all that have begun, raise what went wrong anywhere."""
     begun: list[Future[None]] = []
 
     def helper() -> None:
@@ -252,7 +260,7 @@ def _share(
         else:
             mine.set_result(None)
 
-    _call(helper, workers - 1)
+    _call(helper, count)
     try:
         work()
     finally:
