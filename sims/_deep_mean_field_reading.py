@@ -10,8 +10,8 @@ Array = np.ndarray
 
 
 def table(results, form: str, depth: int, name: str) -> tuple[Array, Array]:
-    """Widths (K,) and values (R, K, times, ...) at the usual step; shares of what was learned start at the second time."""
-    found = results.where(form=form, depth=depth, eta=results.found[0].point["eta"])
+    """Widths (K,) and values (R, K, times, ...) of the usual step; what was learned starts at the second time."""
+    found = results.where(form=form, depth=depth, eta=max(results.values("eta")))
     if name in ("spread", "learned"):
         top, bottom = ("variance", "square") if name == "spread" else ("learned_variance", "learned_square")
         first = int(name == "learned")

@@ -17,7 +17,7 @@ import numpy as np
 from meanfield import datasets, noise, parallel
 from meanfield.claims import Claim, at_least, at_most, near, order
 
-from ._deep_mean_field_figures import plot
+from ._deep_mean_field_figures import plot as plot
 from ._deep_mean_field_reading import EARLY, apart_order, deep, end, first_layer, inner, table
 
 TITLE = "Spread of neurons within layers against width, depth and training time, plain and residual"
