@@ -51,7 +51,7 @@ def _width_panel(ax, results) -> None:
             ax.plot(m, y, color=COLOURS[H], ls=line, marker=MARKS[H], mfc=fill, lw=1.4,
                     label=f"depth {H}" if line == "-" else None)  # fmt: skip
     m = np.array(ax.get_lines()[2].get_xdata())
-    reference = 0.4 * shown[0][0] * m[0] / m
+    reference = 0.25 * shown[0][0] * m[0] / m
     ax.plot(m, reference, color=canvas.INK, ls=":", lw=1.2, label="slope −1")
     ax.set(title="Collapse early; later only if $m$ is large", xlabel="width $m$", ylabel="variance of outputs")
     canvas.log_axis(ax.xaxis, m[0] / 1.2, m[-1] * 1.2)
