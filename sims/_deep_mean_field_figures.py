@@ -41,44 +41,35 @@ def _time_panel(ax, results) -> None:
 
 
 def _width_panel(ax, results) -> None:
-    """Variance of outputs against m, early and at the end, first inner layer."""
-    shown = []
-    for H in deep(results):
-        m, values = first_layer(results, H)
-        for t, line, fill in ((EARLY, "--", "white"), (end(results), "-", COLOURS[H])):
-            y = values[:, :, at(results, t)].mean(0)
-            shown.append(y)
-            ax.plot(m, y, color=COLOURS[H], ls=line, marker=MARKS[H], mfc=fill, lw=1.4,
-                    label=f"depth {H}" if line == "-" else None)  # fmt: skip
-    m = np.array(ax.get_lines()[2].get_xdata())
-    reference = 0.25 * shown[0][0] * m[0] / m
-    ax.plot(m, reference, color=canvas.INK, ls=":", lw=1.2, label="slope −1")
-    ax.set(title="Collapse early; later only if $m$ is large", xlabel="width $m$", ylabel="variance of outputs")
-    canvas.log_axis(ax.xaxis, m[0] / 1.2, m[-1] * 1.2)
-    low, high = canvas.positive_limits(reference, *shown)
-    canvas.log_axis(ax.yaxis, low / 4, high)
+    """Variance of outputs of the first inner layer against m, early and at the end."""
     remark = f"first inner layer; open: $t$ = {EARLY:g}, filled: {end(results):g}"
-    canvas.legend(ax, "lower left", remark, columns=2)
+    _against_width(ax, results, lambda H: first_layer(results, H), -1, 0.5, 4, remark)
+    ax.set(title="Collapse early; later only if $m$ is large", xlabel="width $m$", ylabel="variance of outputs")
 
 
 def _apart_panel(ax, results) -> None:
-    """Distance to the network with one neuron in every inner layer."""
-    shown = []
-    for H in deep(results):
-        m, values = table(results, "plain", H, "apart")
-        for t, line, fill in ((EARLY, "--", "white"), (end(results), "-", COLOURS[H])):
-            y = values[:, :, at(results, t)].mean(0)
-            shown.append(y)
-            ax.plot(m, y, color=COLOURS[H], ls=line, marker=MARKS[H], mfc=fill, lw=1.4,
-                    label=f"depth {H}" if line == "-" else None)  # fmt: skip
-    m = np.array(ax.get_lines()[2].get_xdata())
-    reference = 0.3 * min(y[0] for y in shown) * (m[0] / m) ** 2
-    ax.plot(m, reference, color=canvas.INK, ls=":", lw=1.2, label="slope −2")
+    """Distance to the network with one neuron in every inner layer, the same way."""
+    remark = f"open: $t$ = {EARLY:g}, filled: {end(results):g}"
+    _against_width(ax, results, lambda H: table(results, "plain", H, "apart"), -2, 0.3, 30, remark)
     ax.set(title="To one neuron in every inner layer", xlabel="width $m$", ylabel="$E(f - f_1)^2$")
-    canvas.log_axis(ax.xaxis, m[0] / 1.2, m[-1] * 1.2)
-    low, high = canvas.positive_limits(reference, *shown)
-    canvas.log_axis(ax.yaxis, low / 30, high)
-    canvas.legend(ax, "lower left", f"open: $t$ = {EARLY:g}, filled: {end(results):g}", columns=2)
+
+
+def _against_width(ax, results, read, power: int, below: float, room: float, remark: str) -> None:
+    """Means over replicates at both times for every depth; `read` gives widths and values (R, K, times)."""
+    shown, widths = [], np.array([])
+    for H in deep(results):
+        m, values = read(H)
+        widths = np.union1d(widths, m)
+        for t, line, fill in ((EARLY, "--", "white"), (end(results), "-", COLOURS[H])):
+            shown.append(values[:, :, at(results, t)].mean(0))
+            ax.plot(m, shown[-1], color=COLOURS[H], ls=line, marker=MARKS[H], mfc=fill, lw=1.4,
+                    label=f"depth {H}" if line == "-" else None)  # fmt: skip
+    guide = below * min(y[0] for y in shown) * (widths / widths[0]) ** power
+    ax.plot(widths, guide, color=canvas.INK, ls=":", lw=1.2, label=f"slope −{-power}")
+    canvas.log_axis(ax.xaxis, widths[0] / 1.2, widths[-1] * 1.2)
+    low, high = canvas.positive_limits(guide, *shown)
+    canvas.log_axis(ax.yaxis, low / room, high)
+    canvas.legend(ax, "lower left", remark, columns=2)
 
 
 def _layer_panel(ax, results) -> None:
