@@ -216,7 +216,7 @@ def npz(path: PathLike, n: int | None = None, n_test: int | None = None, scale: 
     x, y = checked(arrays["x"], arrays["y"])
     data = _select(x, y, n, 0, None)
     if n_test is None:
-        n_test = len(arrays["y_test"]) if "y_test" in arrays else 0
+        n_test = len(np.atleast_1d(arrays["y_test"])) if "y_test" in arrays else 0
     if n_test > 0:
         x_test, y_test = checked(arrays.get("x_test", x[:0]), arrays.get("y_test", y[:0]))
         test = _select(x_test, y_test, n_test, 0, None)

@@ -362,7 +362,7 @@ def summary(data: Any, clouds: Any = None, test: Any = None) -> Any:
             canvas.table(axes[len(panels)], "At the end; bounds: value [safe side]", readings.key_numbers(data))
         title = str(data.attrs.get("title", ""))
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)  # a dollar is a dollar
     return figure
 
 

@@ -96,6 +96,10 @@ def plan(scheme: Scheme, eta: float, lam: float, decay: float, m: int, variance:
                 f"take eta below {1 / rate:.3g}"
             )
         decay_time = -math.log1p(-rate * eta)
+    if c == 0 and scheme.explicit:
+        raise InputError(
+            f"eta * lam = {rate * eta:.3g} leaves nothing of a particle after a step; take eta below {1 / rate:.3g}"
+        )
     channel = Channel(c, math.sqrt(sigma2), variance)
     noise_time = sigma2 * decay_time / -math.expm1(-2 * decay_time) if decay_time else 0.5 * sigma2
     if scheme.explicit:

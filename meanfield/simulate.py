@@ -110,7 +110,7 @@ def simulate(
         return finished
     with claimed(keeping.directory), parallel.single_threaded_blas(), signals.collected() as caught:
         loop.open()
-        loop.state.timings.setdefault("start", clock.perf_counter() - begin)
+        loop.state.timings.setdefault("start", max(clock.perf_counter() - begin, 0.0))
         return loop.run(caught, on_failure)
 
 

@@ -5,24 +5,29 @@ import json
 import struct
 import tomllib
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
+import h5netcdf
 import numpy as np
 import tomli_w
+from xarray.backends import H5NetCDFStore
 
 from meanfield import netcdf
 
 Generator = np.random.Generator
-NUMBERS = [0, 1, -1, 2, 7, 64, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 53, 1 << 63, (1 << 64) - 1, 1 << 64, 10**18, 10**400,
-           -(10**400), 0.0, -0.0, 0.5, 1e-320, 1e-30, 1e30, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
-           True, False]  # fmt: skip
-TEXTS = ["", " ", "\0", "a\0b", "\n", "\x1b[31m", "m^1e400", "m^nan", "sqrt(m)", "auto", "NaN", "../../etc/passwd", "/dev/zero",
-         "/dev/tty", "/", ".", "~", "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "\u202e", "\uffff", "𝔊",
+NUMBERS = [0, 1, -1, 2, 7, 64, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 53, 1 << 63, (1 << 64) - 1, 1 << 64, 10**18,
+           10**400, -(10**400), 0.0, -0.0, 0.5, 1e-320, 1e-30, 1e30, 1e308, -1e308, float("nan"), float("inf"),
+           -float("inf"), True, False]  # fmt: skip
+TEXTS = ["", " ", "\0", "a\0b", "\n", "\x1b[31m", "m^1e400", "m^nan", "sqrt(m)", "auto", "NaN", "../../etc/passwd",
+         "/dev/zero", "/dev/tty", "/", ".", "~", "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "$x",
+         "\u202e", "\uffff", "𝔊",
          "é" * 300, "x" * 5000, "%s%n{0}{x}", "__import__('os').system('false')", "cos\nsystem\n(S'false'\ntR.",
          "=1+1", "1e", "1_0", "0x10", "١"]  # fmt: skip
 WORDS = [b"nan", b"inf", b"-", b",", b"\"", b"\n", b"\r", b"\0", b"1e999", b"9" * 5000, b"[", b"[" * 2000, b"{a=" * 500,
          b"\xff", b"\xef\xbb\xbf", b"'''", b'"""', b"#", b"=", b".", b"=[", b"]]", b"0x" + b"f" * 5000, b"\x1f\x8b\x08",
-         b"PK\x03\x04", b"PK\x01\x02", b"\x93NUMPY", b"1979-05-27T07:32:00Z", b"\\ud800", b"\\u0000", b"\xed\xa0\x80"]  # fmt: skip
+         b"PK\x03\x04", b"PK\x01\x02", b"\x93NUMPY", b"1979-05-27T07:32:00Z", b"\\ud800", b"\\u0000",
+         b"\xed\xa0\x80"]  # fmt: skip
 
 
 def pick(rng: Generator, items: Any) -> Any:
@@ -85,7 +90,8 @@ def of_toml(raw: bytes, rng: Generator) -> bytes:
 
 
 ALL_KEYS: dict[str, list[str]] = {
-    "data": ["source", "path", "classes", "n", "n_test", "d", "seed", "teacher", "lags", "noise", "target", "columns", "scale"],
+    "data": ["source", "path", "classes", "n", "n_test", "d", "seed", "teacher", "lags", "noise", "target", "columns",
+             "scale"],
     "network": ["activation", "bias", "loss", "alpha", "centred"],
     "cloud": ["m", "seed", "replicates", "dtype", "initial"],
     "flow": ["lam", "eta", "scheme", "time", "steps", "batch", "train", "allow_unstable"],
@@ -129,8 +135,8 @@ DTYPES = ["<f8", ">f4", "<f2", "|b1", "<i8", "<u2", "<c16", "|S5", "<U3", "|O", 
 def header(rng: Generator) -> bytes:
     """A header of npy, sound in itself, that asks for whatever it likes."""
     shape = tuple(int(pick(rng, [0, 1, 3, 6, -1, 10**9, 2**40, 2**63])) for _ in range(int(rng.integers(4))))
-    entry: Any = {"descr": pick(rng, [*DTYPES, [("a", "<f8")], [("a", "|O")], "<f8" * 3, hostile(rng)]),
-                  "fortran_order": pick(rng, [True, False, 1, "x"]), "shape": pick(rng, [shape, list(shape), 3, "(3,)"])}  # fmt: skip
+    entry: dict[str, Any] = {"descr": pick(rng, [*DTYPES, [("a", "<f8")], [("a", "|O")], "<f8" * 3, hostile(rng)])}
+    entry |= {"fortran_order": pick(rng, [True, False, 1, "x"]), "shape": pick(rng, [shape, list(shape), 3, "(3,)"])}
     try:
         text = repr(entry)
     except ValueError:
@@ -229,7 +235,7 @@ def of_json(raw: bytes, rng: Generator) -> bytes:
         return json.dumps(tree, default=str, skipkeys=True).encode() if rng.random() < 0 else of_bytes(raw, rng)
 
 
-def of_records(raw: bytes, rng: Generator) -> bytes:
+def of_records(raw: bytes, rng: Generator, write: Callable[[Any], bytes] = netcdf.dumps) -> bytes:
     """Variables, dimensions or attributes of records changed, and the checksum made anew."""
     data = netcdf.loads(raw)
     for _ in range(int(rng.integers(1, 3))):
@@ -261,6 +267,19 @@ def of_records(raw: bytes, rng: Generator) -> bytes:
             key = pick(rng, list(data.attrs) or ["title"])
             data.attrs[key] = value.replace("\0", "") if isinstance(value, str) else value
     try:
-        return netcdf.dumps(data)
-    except (ValueError, TypeError, OverflowError):
+        return write(data)
+    except Exception:  # noqa: BLE001  (no NetCDF has that)
         return of_bytes(raw, rng)
+
+
+def of_foreign(raw: bytes, rng: Generator) -> bytes:
+    """The same in a file without a checksum."""
+    return of_records(raw, rng, unsealed)
+
+
+def unsealed(data: Any) -> bytes:
+    """A Dataset as another program would write it."""
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        data.dump_to_store(H5NetCDFStore(file))
+    return buffer.getvalue()

@@ -11,8 +11,10 @@ import meanfield
 
 PACKAGE = Path(meanfield.__file__).parent
 # What stands between a file and a result.
-WATCHED = ("cli", "config", "fields", "datasets", "inputs", "readers", "netcdf", "store", "recovery", "experiment", "report",
-           "survey", "verdicts", "statements", "certificates", "coupling", "balances", "minimiser", "readings", "grid")  # fmt: skip
+WATCHED = (
+    "cli config fields datasets inputs readers netcdf store recovery experiment report survey verdicts statements "
+    "certificates coupling balances minimiser readings grid"
+).split()
 
 
 class Lines:
