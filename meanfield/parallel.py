@@ -10,8 +10,10 @@ say where they stand, and sums are those over all ranks.
 
 import contextlib
 import functools
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -181,8 +183,7 @@ def _add_groups(tree: Tree, function: Callable[[slice], Any], count: int, size: 
 
 def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:
     """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS."""
-    parts = blocks(count, size)
-    _results(function, parts[::-1] if backwards else parts)
+    _share(function, blocks(count, size), backwards=backwards)
 
 
 def each_pair(function: Callable[[int, int], Any], count: int) -> None:
@@ -210,7 +211,7 @@ def each_pair(function: Callable[[int, int], Any], count: int) -> None:
         finally:
             under_way[k].release()
 
-    each_group(work, len(meetings), 1)
+    _share(work, blocks(len(meetings), 1), whole=True)
 
 
 def tournament(count: int) -> list[tuple[int, int]]:
@@ -224,34 +225,66 @@ def tournament(count: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairs if b < count]
 
 
-def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
-    """Return function(part) for every part; the calling thread works too, and so wakes one thread fewer."""
-    helpers = min(threads(), len(parts)) - 1
-    if helpers == 0 or getattr(_inside, "work", False):
-        return [function(part) for part in parts]
-    pool = _state["pool"]
-    if pool is None:
-        pool = _state["pool"] = ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="meanfield")
-    results: list[Any] = [None] * len(parts)
-    numbers = iter(range(len(parts)))
+def _share(
+    function: Callable[[slice], Any], parts: list[slice], *, backwards: bool = False, whole: bool = False
+) -> None:
+    """Call function(part) for every part; the calling thread works too, and so wakes one thread fewer.
+
+    Each thread has a run of neighbouring parts of its own, the same in every pass over as many: what it wrote is in
+    caches near it. One that is through takes over from the far end of the longest run. `whole`: all parts are one
+    run, handed out in order.
+    """
+    workers = min(threads(), len(parts))
+    if workers <= 1 or getattr(_inside, "work", False):
+        for part in parts[::-1] if backwards else parts:
+            function(part)
+        return
+    count = 1 if whole else workers
+    runs = [deque(parts[len(parts) * k // count : len(parts) * (k + 1) // count]) for k in range(count)]
 
     def work() -> None:
         _inside.work = True
         try:
-            for k in numbers:  # the interpreter hands out each number once
-                results[k] = function(parts[k])
+            while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
+                function(part)
         finally:
             _inside.work = False
 
     waiting = []
     # Another thread may just have asked for another number of threads: then this one does all.
     with contextlib.suppress(RuntimeError):
-        waiting += [pool.submit(work) for _ in range(helpers)]
+        pool = _pool()
+        waiting += [pool.submit(work) for _ in range(workers - 1)]
     try:
         work()
     finally:
-        failures = [done.exception() for done in waiting]
+        # One that has not begun is not waited for: nothing is left for it.
+        failures = [helper.exception() for helper in waiting if not helper.cancel()]
     for failure in failures:
         if failure is not None:
             raise failure
-    return results
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the helping threads, numbered from 1."""
+    if _state["pool"] is None:
+        numbers = itertools.count(1)
+
+        def number() -> None:
+            _inside.number = next(numbers)
+
+        size = max(1, threads() - 1)
+        _state["pool"] = ThreadPoolExecutor(size, thread_name_prefix="meanfield", initializer=number)
+    pool: ThreadPoolExecutor = _state["pool"]
+    return pool
+
+
+def _next(runs: list[deque[slice]], number: int, backwards: bool) -> slice | None:
+    """Take the next part of a thread's own run, or the last one of the longest other; None: nothing is left."""
+    with contextlib.suppress(IndexError):  # of a run that another thread has just taken the last part of
+        own = runs[number % len(runs)]
+        return own.pop() if backwards else own.popleft()
+    while longest := max(runs, key=len):
+        with contextlib.suppress(IndexError):
+            return longest.popleft() if backwards else longest.pop()
+    return None
