@@ -6,14 +6,14 @@ the report.
 
 import time as clock
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from meanfield import config as configuration
-from meanfield import datasets, parallel, results, store
+from meanfield import datasets, parallel, results, spread, store
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
@@ -22,6 +22,7 @@ from meanfield.flow import Flow
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
 from meanfield.planning import check_fits, check_start, checked_test, make_plan
+from meanfield.ranks import Communicator, on_first
 from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
 from meanfield.units import Unit
@@ -44,8 +45,15 @@ class Experiment:
     cloud: Cloud
 
 
-def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None = None) -> Experiment:
+def build(
+    config: RunConfig,
+    backend: str = "auto",
+    data: datasets.Data | None = None,
+    communicator: Communicator | None = None,
+) -> Experiment:
     """Return the data (loaded, unless given), the flow and the starting cloud of a configuration.
+
+    Where ranks come, the cloud is this one's rows.
 
     Raises
     ------
@@ -54,7 +62,7 @@ def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None =
     """
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
-    _check_memory(config)
+    _check_memory(config, communicator)
     data = datasets.load(config.data) if data is None else data
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
@@ -65,7 +73,8 @@ def build(config: RunConfig, backend: str = "auto", data: datasets.Data | None =
         objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable
     )
     shape = config.cloud
-    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype)
+    share = None if communicator is None else spread.share_of(risk, chosen.batch or 0, shape.m, communicator)
+    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, share=share)
     return Experiment(config, data, flow, cloud)
 
 
@@ -96,13 +105,17 @@ def _test(data: datasets.Data) -> tuple[np.ndarray, np.ndarray] | None:
     return None if data.x_test is None or data.y_test is None else (data.x_test, data.y_test)
 
 
-def _check_memory(config: RunConfig) -> None:
-    """Refuse clouds that would not fit into the machine's memory, before anything is allocated."""
+def _check_memory(config: RunConfig, communicator: Communicator | None = None) -> None:
+    """Refuse clouds that would not fit into the machine's memory, before anything is allocated.
+
+    Ranks on other machines take their rows with them.
+    """
     import os
 
     d = config.data.d or 64
     size = 8 if config.cloud.dtype == "float64" else 4
-    need = COPIES * config.cloud.replicates * config.cloud.m * (d + 1) * size
+    here = 1.0 if communicator is None else getattr(communicator, "neighbours", communicator.size) / communicator.size
+    need = COPIES * config.cloud.replicates * config.cloud.m * (d + 1) * size * here
     try:
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -150,18 +163,31 @@ def run(
     backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    communicator: Communicator | None = None,
 ) -> results.Run:
     """Carry a configuration through: the run goes on where it stopped, and ends with checks and a report.
 
-    `say` is told, before anything runs, what was done to the data.
+    `say` is told, before anything runs, what was done to the data. With a communicator all ranks make this call, and
+    rank 0 judges and reports.
 
     Returns
     -------
     Run
         With `verify.json`, `report.html` and `figures/` in its directory.
     """
-    done = carry(config, directory, backend=backend, quiet=quiet, say=say)
-    report(directory, done)
+    done = carry(config, directory, backend=backend, quiet=quiet, say=say, communicator=communicator)
+    if communicator is None:
+        report(directory, done)
+        return done
+    assert done.flow is not None
+    clouds = spread.gathered(done.clouds, done.flow) if done.clouds else []
+
+    def reported() -> dict[str, Any]:
+        shown = replace(done, clouds=clouds)
+        report(directory, shown)
+        return shown.metadata
+
+    done.metadata = on_first(communicator, reported)
     return done
 
 
@@ -172,12 +198,13 @@ def carry(
     backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    communicator: Communicator | None = None,
 ) -> results.Run:
     """Carry a configuration through as `run` does, without checks and report."""
     begin = clock.perf_counter()
     check_claim(config, directory)
     parallel.set_memory(config.output.memory_mb << 20)
-    experiment = build(config, backend)
+    experiment = build(config, backend, communicator=communicator)
     choice = (
         Choice("", "")
         if experiment.flow.objective.network is None
@@ -201,6 +228,7 @@ def carry(
         quiet=quiet,
         test=_test(experiment.data),
         files={CONFIG: configuration.dumps(config)},
+        communicator=communicator,
         extra={
             "title": config.output.title or directory.name,
             "config": configuration.to_dict(config),

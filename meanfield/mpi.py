@@ -40,6 +40,14 @@ class Mpi:
 
         return int(self.world.Split_type(MPI.COMM_TYPE_SHARED).size)
 
+    def threads(self) -> int:
+        """Return how many threads this rank may use: its cores, shared with the ranks that were given the same."""
+        from mpi4py import MPI
+
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        others = self.world.Split_type(MPI.COMM_TYPE_SHARED).allgather(mine)
+        return max(1, len(mine) // sum(bool(mine & other) for other in others))
+
     def send(self, value: Any, to: int) -> None:
         """Send a value to a rank that waits for it in `receive`."""
         self.world.send((self._turn, value), to)
@@ -120,6 +128,15 @@ def world() -> Mpi | None:
             "mpi4py mpi4py)"
         )
     return found
+
+
+@contextlib.contextmanager
+def workers(ranks: Mpi) -> Iterator[Any]:
+    """Yield on rank 0 an executor whose workers are the other ranks; the others work until rank 0 is through."""
+    from mpi4py.futures import MPICommExecutor
+
+    with MPICommExecutor(ranks.world, root=0) as executor:
+        yield executor
 
 
 @contextlib.contextmanager

@@ -12,13 +12,14 @@ What goes wrong on one rank inside of a sum, or inside of `together` and `on_fir
 
 import bisect
 import pickle
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from meanfield.dyadic import Tree, plus
-from meanfield.errors import InputError
+from meanfield.errors import InputError, MeanfieldError
 
 T = TypeVar("T")
 # The cuts between ranks are multiples of at least so many particles, and of what is summed as one piece (`grain` of
@@ -91,12 +92,16 @@ class Apart(RuntimeError):
 
 def together(communicator: Communicator, work: Callable[[], T]) -> list[T]:
     """Return what `work` returned on every rank; what one of them raised is raised on all."""
+    if communicator.size == 1:
+        return [work()]
     values = communicator.everyone(_attempt(work, communicator.rank))
     return [_value(value) for value in values]
 
 
 def on_first(communicator: Communicator, work: Callable[[], T]) -> T:
     """Return on all ranks what `work` returned, or raised, on rank 0; the others do not call it."""
+    if communicator.size == 1:
+        return work()
     return _value(communicator.broadcast(_attempt(work, 0) if communicator.rank == 0 else None))
 
 
@@ -108,17 +113,13 @@ def _attempt(work: Callable[[], Any], rank: int) -> Any:
 
 
 def _failure(error: Exception, rank: int) -> Failure:
-    """Return an error that can be sent: itself if it can, else its text; of a bug the rank is told."""
-    from meanfield.errors import MeanfieldError
-
+    """Return an error that can be sent, with a note of where it came from if it is none of ours."""
+    if not isinstance(error, MeanfieldError):
+        error.add_note(f"on rank {rank}:\n{''.join(traceback.format_exception(error))}")
     try:
-        if isinstance(error, MeanfieldError):
-            return pickle.loads(pickle.dumps(Failure(error)))
+        return pickle.loads(pickle.dumps(Failure(error)))
     except Exception:  # noqa: BLE001
-        pass
-    failed = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
-    failed.__cause__ = error
-    return Failure(failed)
+        return Failure(RuntimeError(f"rank {rank}: {type(error).__name__}: {error}"))
 
 
 def _value(value: Any) -> Any:

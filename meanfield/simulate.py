@@ -7,52 +7,30 @@ drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your 
 """
 
 import contextlib
+import functools
 import math
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meanfield import parallel, progress, results, signals, store
+from meanfield import parallel, progress, results, signals, spread, store
 from meanfield.cloud import Cloud
 from meanfield.description import describe, identity, warn_of_no_gap
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
 from meanfield.flow import AUTO, Flow
+from meanfield.keeping import Keeping, Progress
 from meanfield.observables import Observable, Unavailable
 from meanfield.planning import Plan, Record, check_fits, check_start, checked_test, make_plan
+from meanfield.ranks import Alone, Communicator, on_first
 from meanfield.results import Recorder, Run
 from meanfield.risk import Risk
 
 Array = np.ndarray
 # Clouds larger than this share of the memory budget are written over by their steps: there is no second one.
 GIVEN_UP = 0.25
-
-
-@dataclass(eq=False)
-class Progress:
-    """What changes while the loop runs; clouds and records always belong together."""
-
-    clouds: list[Cloud]
-    recorder: Recorder
-    absent: dict[str, str] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def time(self) -> float:
-        """The time of equation (3.4)."""
-        return self.clouds[0].time
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the seconds spent inside to a part's timing."""
-        begin = clock.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings[part] = self.timings.get(part, 0.0) + clock.perf_counter() - begin
 
 
 def simulate(
@@ -74,6 +52,7 @@ def simulate(
     test: tuple[Array, Array] | None = None,
     extra: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
+    communicator: Communicator | None = None,
 ) -> Run:
     """Move replicates of a cloud along a flow and return what was recorded.
 
@@ -109,6 +88,8 @@ def simulate(
         More to be kept in metadata.json.
     files : mapping, optional
         Texts to be laid into the run directory when it is made, by file name.
+    communicator : Communicator, optional
+        The ranks over which the cloud is spread, all of which make this call (`mpi.world()`); each gets its rows.
 
     Raises
     ------
@@ -122,6 +103,8 @@ def simulate(
         raise InputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     plan = make_plan(flow, time, steps, observables, records, every, bounds, snapshots, replicates)
     check_fits(flow, cloud)
+    if communicator is not None:
+        cloud = spread.rows(flow, cloud, communicator)
     if plan.snapshots and directory is None:
         raise InputError("snapshots are written to the run directory: give directory='...'")
     keeping = Keeping(
@@ -137,17 +120,6 @@ def simulate(
         return loop.run(caught, on_failure)
 
 
-@dataclass(frozen=True, eq=False)
-class Keeping:
-    """How a run is kept: where, how often, what more."""
-
-    directory: Path | None
-    checkpoint_seconds: float
-    quiet: bool
-    extra: dict[str, Any]
-    files: dict[str, str]
-
-
 class _Loop:
     """One run of `simulate`: everything that changes is in `state`."""
 
@@ -155,7 +127,8 @@ class _Loop:
         self, flow: Flow, plan: Plan, cloud: Cloud, keeping: Keeping, test: tuple[Array, Array] | None
     ) -> None:
         self.flow, self.plan, self.start, self.keeping, self.test = flow, plan.tested(flow, test), cloud, keeping, test
-        self.directory = keeping.directory
+        self.directory, self.share = keeping.directory, cloud.share
+        self.ranks: Communicator = Alone() if cloud.share is None else cloud.share.communicator
         self.identity = identity(flow, plan, cloud)
         self.state = Progress([], Recorder())
         self.saved_at = clock.perf_counter()
@@ -188,7 +161,7 @@ class _Loop:
 
     def open(self) -> None:
         """Take the clouds from the last checkpoint, or make them; nothing is written before all is checked."""
-        found = None if self.directory is None else store.read_checkpoint(self.directory)
+        found = None if self.directory is None else store.read_checkpoint(self.directory, self.share)
         if found is not None:
             clouds, records, saved = found
             self.refuse_other(saved["identity"])
@@ -202,11 +175,14 @@ class _Loop:
         if not any("Lambda" in note for note in self.keeping.extra.get("data", {}).get("notes", ())):
             warn_of_no_gap(self.attributes)
         if self.directory is not None:
-            store.prepare(self.directory)
-            for name, text in self.keeping.files.items():
-                if not (self.directory / name).exists():
-                    store.write_bytes(self.directory / name, text.encode())
+            on_first(self.ranks, functools.partial(self._begin, self.directory))
             self.describe("running", "")
+
+    def _begin(self, directory: Path) -> None:
+        store.prepare(directory)
+        for name, text in self.keeping.files.items():
+            if not (directory / name).exists():
+                store.write_bytes(directory / name, text.encode())
 
     def describe(self, status: str, message: str) -> dict[str, Any]:
         """Return the metadata, and write it if there is a directory."""
@@ -216,13 +192,14 @@ class _Loop:
             "identity": self.identity,
             "versions": results.versions(),
             "machine": results.machine(),
-            "ranks": 1,
+            "ranks": self.ranks.size,
             "timings": {k: round(v, 4) for k, v in self.state.timings.items()},
             "absent": self.state.absent,
             **self.keeping.extra,
         }
         if self.directory is not None:
-            store.write_json(self.directory / "metadata.json", metadata)
+            path = self.directory / "metadata.json"
+            on_first(self.ranks, lambda: store.write_json(path, metadata))
         return metadata
 
     def checkpoint(self) -> None:
@@ -261,7 +238,7 @@ class _Loop:
     def advance(self, caught: list[int]) -> None:
         """Record the start, then step and record until the end or a signal."""
         state = self.state
-        meter = progress.meter(self.plan.end, quiet=self.keeping.quiet)
+        meter = progress.meter(self.plan.end, quiet=self.keeping.quiet or self.ranks.rank > 0)
         try:
             if not state.recorder.columns:
                 with state.timed("steps"), self.checked_numbers(False):
@@ -269,17 +246,24 @@ class _Loop:
                         self.flow.prepare(cloud)
                 self.record(state.clouds, -math.inf)
             while state.time < self.plan.end:
-                if caught:
+                stopped = self._keep_up(caught)
+                if stopped:
                     now = f"{state.time:.6g}"
-                    raise Interrupted(f"stopped by signal {caught[0]} at time {now}; run again to go on")
+                    raise Interrupted(f"stopped by signal {stopped} at time {now}; run again to go on")
                 with state.timed("steps"), self.checked_numbers(True):
                     moved = self.moved()
                 self.record(moved, state.time)
                 meter.update(state.time, state.clouds[0].step, self.last_loss())
-                if clock.perf_counter() - self.saved_at >= self.keeping.checkpoint_seconds:
-                    self.checkpoint()
         finally:
             meter.close()
+
+    def _keep_up(self, caught: list[int]) -> int:
+        """Return the signal that came to any rank, 0 where none did; write a checkpoint if rank 0 says it is time."""
+        due = clock.perf_counter() - self.saved_at >= self.keeping.checkpoint_seconds and self.ranks.rank == 0
+        word = int(self.ranks.largest((caught[0] if caught else 0) << 1 | due))
+        if word == 1:
+            self.checkpoint()
+        return word >> 1
 
     def moved(self) -> list[Cloud]:
         """Return all replicates after one common step that ends on the next stop or short of it."""
@@ -295,7 +279,7 @@ class _Loop:
         if risk is not None and risk.choice(cloud.m).name == "cuda":
             return cloud.step > 0  # on a device clouds stay there between records
         ours = cloud.z is not self.start.z and cloud.z is not self.start.reference
-        return ours and self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
+        return ours and self.plan.replicates * cloud.nbytes > GIVEN_UP * parallel.memory()
 
     def _landed(self, cloud: Cloud, stop: float | None) -> Cloud:
         exact = cloud if stop in (None, cloud.time) else cloud.replace(time=stop)
@@ -334,7 +318,8 @@ class _Loop:
         if self.directory is not None:
             if clouds:
                 self.checkpoint()
-            store.write_dataset(self.directory / "records.nc", data)
+            path = self.directory / "records.nc"
+            on_first(self.ranks, lambda: store.write_dataset(path, data))
         return Run(data, clouds, self.flow, status, message, self.describe(status, message), self.directory)
 
     # Records ---------------------------------------------------------------------------------------------------
@@ -349,39 +334,44 @@ class _Loop:
         if cheap:
             row.add("time", now)
             row.add("eta", clouds[0].eta)
-            self._measure(row, clouds, False, "records")
+            self._measure(row, clouds, False, "records", step > 0)
             if not np.isfinite(row.columns.get("loss", 0.0)).all():
                 raise DivergedError(f"the loss is not finite any more at time {now:.6g}; take a smaller eta")
+        whole = spread.gathered(clouds, self.flow) if costly or due else []
         if costly:
             row.add("bound_time", now)
-            self._measure(row, clouds, True, "bounds")
+            self._measure(row, whole, True, "bounds", step > 0)
         for record in due:
             row.add(f"at.{record.name}", now)
-            row.add(record.name, record.values(clouds, self.flow, state.recorder.columns.get(record.name)))
+            earlier = state.recorder.columns.get(record.name)
+            values = functools.partial(record.values, whole, self.flow, earlier)
+            row.add(record.name, on_first(self.ranks, values))
         if self.directory is not None and kept:
-            store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(clouds))
+            store.write_clouds(self.directory / f"cloud_{step}.npz", clouds)
         state.clouds = clouds
         self.given_up = False
         state.recorder.extend(row)
 
-    def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str) -> None:
-        with self.state.timed(part), self.checked_numbers(clouds[0].step > 0):
+    def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str, begun: bool) -> None:
+        with self.state.timed(part), self.checked_numbers(begun):
             for item in self.plan.observables:
                 if item.costly == costly and item.name not in self.state.absent:
                     self._measure_one(row, clouds, item)
 
     def _measure_one(self, row: Recorder, clouds: list[Cloud], item: Observable) -> None:
         try:
-            if item.pooled:
-                value = item.function(tuple(clouds), self.flow)
-            else:
-                value = [item.function(cloud, self.flow) for cloud in clouds]
+            value = on_first(self.ranks, lambda: self._read(clouds, item)) if item.costly else self._read(clouds, item)
         except Unavailable as reason:
             if item.name in self.state.recorder.columns:
                 raise DivergedError(f"'{item.name}' could be measured before and cannot any more: {reason}") from reason
             self.state.absent[item.name] = str(reason)
             return
         row.add_result(item.name, value)
+
+    def _read(self, clouds: list[Cloud], item: Observable) -> Any:
+        if item.pooled:
+            return item.function(tuple(clouds), self.flow)
+        return [item.function(cloud, self.flow) for cloud in clouds]
 
 
 def load(directory: str | Path, flow: Flow | None = None) -> Run:

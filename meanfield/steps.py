@@ -59,8 +59,9 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False)
 def _agreed(dynamics: Dynamics, cloud: Cloud) -> Cloud:
     """Return a cloud whose account and the age of whose kernel are those of rank 0, so that all decide alike."""
     assert cloud.share is not None and dynamics.objective.network is not None
-    account, age = cloud.share.agreed((cloud.account, cloud.kernel and cloud.kernel.age))
-    done = cloud.replace(account=account, kernel=cloud.kernel and cloud.kernel._replace(age=age))
+    kernel = cloud.kernel
+    account, age = cloud.share.agreed((cloud.account, 0.0 if kernel is None else kernel.age))
+    done = cloud.replace(account=account, kernel=None if kernel is None else kernel._replace(age=age))
     dynamics.objective.network.remember(done, cloud)
     return done
 

@@ -182,9 +182,7 @@ def shared(name: str, share: Share) -> Backend:
     """
     backend = get(name)
     if name not in SPREAD:
-        raise InputError(
-            f"the backend '{name}' works on whole clouds, which ranks cannot share; type --backend cpu"
-        )
+        raise InputError(f"the backend '{name}' works on whole clouds, which ranks cannot share; type --backend cpu")
 
     def within(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -195,7 +193,8 @@ def shared(name: str, share: Share) -> Backend:
         return wrapped
 
     sums = ("predict", "measure", "kick", "midpoint_kick", "roughness", "move", "descend")
-    return backend._replace(**{field: within(getattr(backend, field)) for field in sums})
+    changed: dict[str, Any] = {field: within(getattr(backend, field)) for field in sums}
+    return backend._replace(**changed)
 
 
 def grain(name: str, *counts: int) -> int:
