@@ -73,7 +73,7 @@ def build(
         objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable
     )
     shape = config.cloud
-    share = None if communicator is None else spread.share_of(risk, chosen.batch or 0, shape.m, communicator)
+    share = None if communicator is None else spread.share_of(risk, shape.m, communicator)
     cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, share=share)
     return Experiment(config, data, flow, cloud)
 

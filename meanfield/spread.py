@@ -22,10 +22,9 @@ Array = np.ndarray
 GATHERED = 1 << 24  # numbers of a cloud that is gathered whole: 128 MB in double precision
 
 
-def share_of(risk: Risk, batch: int, m: int, communicator: Communicator) -> Share:
+def share_of(risk: Risk, m: int, communicator: Communicator) -> Share:
     """Return the rows that a rank holds of a cloud of m particles that moves along a risk, or batches of it."""
-    counts = (risk.n, batch) if batch else (risk.n,)
-    return split(communicator, m, backends.grain(risk.choice(m).name, *counts))
+    return split(communicator, m, backends.grain(risk.choice(m).name, risk.n))
 
 
 def rows(flow: Flow, cloud: Cloud, communicator: Communicator) -> Cloud:
@@ -47,7 +46,7 @@ def rows(flow: Flow, cloud: Cloud, communicator: Communicator) -> Cloud:
         raise InputError("weighted particles are not spread over ranks: leave weights out, or run in one process")
     if cloud.share is not None:
         return cloud
-    share = share_of(objective.network, int(getattr(objective, "size", 0)), cloud.m, communicator)
+    share = share_of(objective.network, cloud.m, communicator)
     return _changed(cloud, share, lambda array: np.ascontiguousarray(array[share.first : share.last]))
 
 

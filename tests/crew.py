@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from meanfield import parallel
+
 
 class Deadlock(RuntimeError):
     """Every rank waits for another."""
@@ -106,10 +108,11 @@ def crew(size: int, work: Callable[[Member], Any]) -> list[Any]:
                 shared.hand_over()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with parallel.single_threaded_blas():  # one limit for all: a rank that ends would lift it for the others
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     # A rank that fails on its own leaves the others stuck: its error is the one that matters.
     for error in sorted(errors.values(), key=lambda error: isinstance(error, Deadlock)):
         raise error

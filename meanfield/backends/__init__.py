@@ -197,12 +197,12 @@ def shared(name: str, share: Share) -> Backend:
     return backend._replace(**changed)
 
 
-def grain(name: str, *counts: int) -> int:
-    """Return how many particles ranks must not cut: what a backend sums in one piece over one of `counts` samples."""
+def grain(name: str, n: int) -> int:
+    """Return how many particles ranks must not cut: what a backend measures in one piece over n samples."""
     if name != "cpu":
         return GRAIN
     module = import_module("meanfield.backends.sums")
-    return max(GRAIN, *(module.BLOCK * module.chunk_size(n) for n in counts))
+    return max(GRAIN, module.BLOCK * module.chunk_size(n))
 
 
 def normals(seed: int, stream: int, *, count: int, width: int, **place: Any) -> Array:
