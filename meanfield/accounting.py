@@ -96,7 +96,7 @@ def of_kick(dynamics: Dynamics, cloud: Cloud, moved: Moved, residual: Array, eps
     height = injective_height(c, eps, risk.inputs, h.suprema, dynamics.train, midpoint=dynamics.scheme.midpoint)
     scale = math.sqrt(2 * cloud.reference_variance)
     # Where |eps Db| reaches 1 at a particle the remainder is infinite, whatever the slab says.
-    injective = float(np.abs(cloud.z[:, -1]).max()) < height and math.isfinite(moved.remainder)
+    injective = cloud.farthest() < height and math.isfinite(moved.remainder)
     sums = KickSums(
         speed=moved.speed,
         pull=moved.pull,
@@ -119,8 +119,10 @@ def folds(dynamics: Dynamics, cloud: Cloud, c: Array, eps: float) -> bool:
     """
     risk = dynamics.objective.network
     assert risk is not None
-    order = np.argsort(np.abs(cloud.z[:, -1]))
-    z = cloud.z[np.concatenate([order[:LOOKED_AT], order[-LOOKED_AT:]])].astype(np.float64, copy=False)
+    z = _ends(cloud.z)
+    if cloud.share is not None:
+        z = _ends(np.concatenate(cloud.share.communicator.everyone(z)))
+    z = z.astype(np.float64, copy=False)
     here = _field_jacobian(risk, z, c, dynamics.train)
     if dynamics.scheme.midpoint:
         b = risk.engine(len(z)).pullback(risk.unit.h, risk.inputs, z, c, dynamics.train)
@@ -128,6 +130,12 @@ def folds(dynamics: Dynamics, cloud: Cloud, c: Array, eps: float) -> bool:
         here = middle + 0.5 * eps * middle @ here
     signs = np.linalg.slogdet(np.eye(cloud.dimension) + eps * here)[0]
     return bool((signs < 0).any() and (signs > 0).any())
+
+
+def _ends(z: Array) -> Array:
+    """Return the particles of smallest and of largest |u|."""
+    order = np.argsort(np.abs(z[:, -1]))
+    return z[np.concatenate([order[:LOOKED_AT], order[-LOOKED_AT:]])]
 
 
 def _field_jacobian(risk: Any, z: Array, c: Array, train: str) -> Array:
@@ -187,6 +195,8 @@ def of_channel(dynamics: Dynamics, before: Cloud, after: Cloud, parts: Plan) -> 
     assert kernel.covariance is not None
     spectrum = risk.eigen(kernel.gram)
     fisher = stein_fisher(e, kernel.gram, kernel.covariance, spectrum=spectrum) * (1 - 2 * kernel.age)
+    if after.share is not None:
+        fisher = after.share.agreed(fisher)
     if fisher <= 0 or channel.time < SHORT:
         return account.spread(channel, fisher)
     return account.spread(channel, fisher, _bends(dynamics, after, kernel, e))
@@ -204,7 +214,7 @@ def _bends(dynamics: Dynamics, cloud: Cloud, kernel: Kernel, e: Array) -> tuple[
     noise = np.einsum("ik,ik->k", vectors, kernel.covariance @ vectors)
     kept = (values > CUTOFF * values[-1]) & (along * along > noise)
     c = vectors[:, kept] @ ((along[kept] - noise[kept] / along[kept]) / values[kept])
-    one, two, three = risk.engine(cloud.m).roughness(
+    one, two, three = risk.engine(cloud.m, cloud.share).roughness(
         risk.unit.h, risk.inputs, cloud.z, cloud.weights, c, dynamics.train
     )
     return (two / one, three / one) if one > 0 else (0.0, 0.0)
@@ -221,7 +231,7 @@ def of_means(dynamics: Dynamics, account: Account, start: Cloud, before: Cloud, 
     late = risk.measure(after, train, gram=not risk.centred)
     if before.z is not start.z:
         # The kick left the reference where it was measured.
-        here = risk.engine(before.m).measure(
+        here = risk.engine(before.m, before.share).measure(
             risk.unit.h, risk.inputs, before.z, None, before.weights, train, gram=False
         )
         early = early._replace(laplacian=here.laplacian, pull=here.pull)
@@ -251,8 +261,19 @@ def increments(before: Cloud, after: Cloud, channel: Channel, train: str) -> Arr
     """
     if before.reference is None or after.reference is None or not channel.sigma:
         return np.zeros(5)
-    turn = before.step % -(-before.m // TOGETHER)
-    part, columns = slice(turn * TOGETHER, (turn + 1) * TOGETHER), trained(train)
+    turn, share = before.step % -(-before.m // TOGETHER), before.share
+    if share is None:
+        return _increments(before, after, channel, train, turn * TOGETHER)
+    owner = share.owner(turn * TOGETHER)  # of all, for ranks hold multiples of TOGETHER
+    here = owner == share.communicator.rank
+    found = _increments(before, after, channel, train, turn * TOGETHER - share.first) if here else None
+    return share.communicator.broadcast(found, owner)
+
+
+def _increments(before: Cloud, after: Cloud, channel: Channel, train: str, first: int) -> Array:
+    """Return the sums of `increments` over TOGETHER rows from `first` on."""
+    assert before.reference is not None and after.reference is not None
+    part, columns = slice(first, first + TOGETHER), trained(train)
     old, new = (c[part, columns].astype(np.float64, copy=False).ravel() for c in (before.reference, after.reference))
     xi = (new - channel.decay * old) / channel.sigma
     square = xi * xi

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from meanfield.errors import InputError, MeanfieldError, printable
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from meanfield.config import RunConfig
+    from meanfield.mpi import Mpi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,28 +145,49 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
+    from meanfield import mpi
+
+    ranks = mpi.world()
+    with mpi.guarded(ranks):
+        if ranks is not None and ranks.rank > 0:
+            options.quiet = True
+            warnings.simplefilter("ignore", UserWarning)
+        return _carry_on(options, config, directory, ranks)
+
+
+def _carry_on(options: argparse.Namespace, config: "RunConfig", directory: Path, ranks: "Mpi | None") -> int:
+    """Carry a run through on one of the ranks that mpirun started, or in a process on its own."""
     from meanfield import backends, experiment, parallel, recovery
+    from meanfield.ranks import Alone, on_first
 
     backends.check_name(options.backend)
-    parallel.set_threads(options.threads)
+    parallel.set_threads(options.threads or (None if ranks is None else ranks.threads()))
     if not options.quiet:
         print(printable(_announcement(config, directory)), file=sys.stderr, flush=True)
-    if recovery.is_finished(directory):
-        experiment.check_claim(config, directory)
-        if not (directory / "report.html").exists():
-            path, _ = experiment.report(directory)
-            print(f"{directory} is finished; the missing {path} was written")
-        elif not options.quiet:
-            print(f"{directory} is finished; nothing was changed")
-        return 0
+    if on_first(ranks or Alone(), lambda: recovery.is_finished(directory)):
+        return on_first(ranks or Alone(), lambda: _finished(options, config, directory))
     say = None if options.quiet else _say
-    done = experiment.run(config, directory, backend=options.backend, quiet=options.quiet, say=say)
+    quiet = options.quiet
+    done = experiment.run(config, directory, backend=options.backend, quiet=quiet, say=say, communicator=ranks)
     if not options.quiet:
         print("\n".join(done.lines()))
         timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.metadata["timings"].items())
         print(f"timings: {timings}")
         print(f"report: {directory / 'report.html'}")
-    return _complain(done.metadata.get("violated", []), directory)
+    violated = done.metadata.get("violated", [])
+    return _complain(violated, directory) if ranks is None or ranks.rank == 0 else int(bool(violated))
+
+
+def _finished(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
+    from meanfield import experiment
+
+    experiment.check_claim(config, directory)
+    if not (directory / "report.html").exists():
+        path, _ = experiment.report(directory)
+        print(f"{directory} is finished; the missing {path} was written")
+    elif not options.quiet:
+        print(f"{directory} is finished; nothing was changed")
+    return 0
 
 
 def _say(text: str) -> None:
@@ -188,6 +212,16 @@ def _complain(violated: Sequence[str], directory: Path) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from meanfield import mpi
+
+    ranks = mpi.world()
+    if ranks is None or ranks.size == 1:
+        return _sweep_points(options, None)
+    with mpi.workers(ranks) as executor:
+        return 0 if executor is None else _sweep_points(options, executor)
+
+
+def _sweep_points(options: argparse.Namespace, executor: "Executor | None") -> int:
     from meanfield import backends, parallel
     from meanfield import config as configuration
     from meanfield.sweep import summary, sweep
@@ -205,6 +239,7 @@ def _sweep(options: argparse.Namespace) -> int:
     data = sweep(
         config,
         directory,
+        executor=executor,
         jobs=options.jobs,
         threads=options.threads,
         backend=options.backend,

@@ -17,6 +17,7 @@ from meanfield import backends, mapped, noise, parallel
 from meanfield.account import Account
 from meanfield.errors import DivergedError, InputError
 from meanfield.noise import Stream
+from meanfield.ranks import Share
 from meanfield.units import Unit
 
 Array = np.ndarray
@@ -91,6 +92,9 @@ class Cloud:
         The running KL account and the checks that ride with it.
     kernel : Kernel or None
         A Gram matrix that still stands for the cloud's own (`risk.HELD`).
+    share : Share or None
+        Which rows of the cloud this process holds, where ranks hold it together: arrays are those rows, `m` is the
+        number of all.
     """
 
     z: Array
@@ -106,11 +110,22 @@ class Cloud:
     replicate: int = 0
     account: Account = dataclasses.field(default_factory=Account)
     kernel: Kernel | None = None
+    share: Share | None = None
 
     @property
     def m(self) -> int:
         """The number of particles."""
-        return int(self.z.shape[0])
+        return int(self.z.shape[0]) if self.share is None else self.share.m
+
+    @property
+    def first(self) -> int:
+        """The number of the first particle that this process holds."""
+        return 0 if self.share is None else self.share.first
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the particles that this process holds, or the largest of several: all ranks say the same."""
+        return int(self.z.nbytes) if self.share is None else self.share.most * self.dimension * self.z.itemsize
 
     @property
     def dimension(self) -> int:
@@ -122,6 +137,11 @@ class Cloud:
         if "z" in changes or "weights" in changes:
             changes.setdefault("kernel", None)
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def farthest(self) -> float:
+        """Return the largest |u|."""
+        here = float(np.abs(self.z[:, -1]).max())
+        return here if self.share is None else self.share.communicator.largest(here)
 
     def mean(self, values: Array) -> Array:
         """Return the weighted mean over particles of `values`, shape (m, ...), in float64."""
@@ -164,6 +184,7 @@ def gaussian_cloud(
     reference: bool = True,
     weights: Array | None = None,
     folder: str | Path | None = None,
+    share: Share | None = None,
 ) -> Cloud:
     """Return m particles drawn from p0 = N(0, std^2 I), with their coupled reference.
 
@@ -185,6 +206,8 @@ def gaussian_cloud(
         Positive masses; they are scaled to sum to one.
     folder : path, optional
         Where particles are kept in files instead of in memory: clouds larger than it, in steps without an account.
+    share : Share, optional
+        The rows that this process is to hold, where ranks hold the cloud together (`ranks.split`).
 
     Raises
     ------
@@ -199,17 +222,24 @@ def gaussian_cloud(
         raise InputError(f"m must be a positive whole number of particles, got {m!r}")
     if dtype not in DTYPES:
         raise InputError(f"dtype must be 'float64' or 'float32', got {dtype!r}")
+    if folder is not None and share is not None:
+        raise InputError("clouds on disk are those of one process: leave folder (cloud.on_disk) or the ranks out")
     shape, kind = (int(m), dimension), np.dtype(DTYPES[dtype])
     shell = Cloud(
-        z=np.empty(shape, kind) if folder is None else mapped.empty(folder, shape, kind),
+        z=_room(shape if share is None else (share.count, dimension), kind, folder),
         weights=None if weights is None else normalised(weights, int(m)),
         reference_variance=Gaussian(std).variance,
         start_std=std,
         seed=int(seed),
         replicate=replicate,
+        share=share,
     )
     z = _draw(shell, shell.z)
     return shell.replace(z=z, reference=z if reference else None)
+
+
+def _room(shape: tuple[int, int], dtype: np.dtype, folder: str | Path | None) -> Array:
+    return np.empty(shape, dtype) if folder is None else mapped.empty(folder, shape, dtype)
 
 
 def cloud_at(z: Array, *, weights: Array | None = None, seed: int = 0, replicate: int = 0) -> Cloud:
@@ -246,17 +276,18 @@ def normalised(weights: Array, m: int) -> Array:
     return w
 
 
-def finite(z: Array) -> bool:
+def finite(z: Array, share: Share | None = None) -> bool:
     """Return whether all numbers of an array are finite (and their sums are); no array is made for it."""
     with np.errstate(all="ignore"):
         rows = 1 + BLOCK // z.shape[1]
-        return bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+        here = bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+    return here if share is None else not share.communicator.largest(not here)
 
 
 def demand_finite(cloud: Cloud) -> None:
     """Raise DivergedError if particles or their reference are not finite."""
     for what, z in (("particles", cloud.z), ("the particles of the reference", cloud.reference)):
-        if z is not None and not finite(z):
+        if z is not None and not finite(z, cloud.share):
             raise DivergedError(
                 f"{what} hold NaN or infinity at step {cloud.step} (time {cloud.time:.6g}): nothing can be measured of "
                 "them; go back to a cloud before, and take a smaller eta if steps brought it there"
@@ -296,14 +327,15 @@ def cloud_noise(cloud: Cloud, stream: Stream, *, step: int, first_block: int = 0
     """Return the standard normals of a cloud at one step, shape (m, D); any split over threads gives the same."""
     place: dict[str, Any] = {"step": step, "replicate": cloud.replicate, "first_block": first_block}
     place["dtype"] = cloud.z.dtype
+    start = cloud.first
     if cloud.z.size >= backends.MANY_NORMALS:
-        return backends.normals(cloud.seed, stream, count=cloud.m, width=cloud.dimension, **place)
+        return backends.normals(cloud.seed, stream, first=start, count=len(cloud.z), width=cloud.dimension, **place)
     out = np.empty_like(cloud.z)
 
     def fill(part: slice) -> None:
         out[part] = noise.normals(
-            cloud.seed, stream, first=part.start, count=part.stop - part.start, width=cloud.dimension, **place
+            cloud.seed, stream, first=start + part.start, count=part.stop - part.start, width=cloud.dimension, **place
         )  # fmt: skip
 
-    parallel.each_block(fill, cloud.m, 4096)
+    parallel.each_block(fill, len(cloud.z), 4096)
     return out

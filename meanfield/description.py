@@ -14,6 +14,7 @@ from meanfield.cloud import Cloud
 from meanfield.flow import Flow
 from meanfield.objectives import Objective
 from meanfield.planning import Plan
+from meanfield.ranks import GRAIN
 from meanfield.risk import Risk
 
 Array = np.ndarray
@@ -83,7 +84,7 @@ def identity(flow: Flow, plan: Plan, cloud: Cloud) -> dict[str, Any]:
         "account": bool(flow.account),
         "leaf": flow.leaf,
         "allow_unstable": bool(flow.allow_unstable),
-        "start": _digest(cloud.z, cloud.weights),
+        "start": _digest_start(cloud),
         "start_std": float(cloud.start_std),
         "reference": cloud.reference is not None,
         "m": cloud.m,
@@ -118,6 +119,15 @@ def _start_of(objective: Objective, cloud: Cloud) -> list[str]:
     """Return what the objective says of the start, up to rounding: functions themselves cannot be compared."""
     slope = np.sqrt(np.mean(np.asarray(objective.gradient(cloud), dtype=np.float64) ** 2, axis=0))
     return [f"{value:.6g}" for value in (objective.value(cloud), *slope)]
+
+
+def _digest_start(cloud: Cloud) -> str:
+    """Return a digest of particles and masses, made of those of GRAIN rows each, whoever holds them."""
+    pieces = [_digest(cloud.z[first : first + GRAIN]) for first in range(0, len(cloud.z), GRAIN)]
+    if cloud.share is not None:
+        pieces = [piece for found in cloud.share.communicator.everyone(pieces) for piece in found]
+    weights = "" if cloud.weights is None else _digest(cloud.weights)
+    return hashlib.sha256("".join([*pieces, weights]).encode()).hexdigest()[:16]
 
 
 def _digest(*arrays: Array | None) -> str:

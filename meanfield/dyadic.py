@@ -20,7 +20,7 @@ class DyadicSum:
         """Add the next block's value."""
         level = 0
         while self._stack and self._stack[-1][0] == level:
-            value = _plus(self._stack.pop()[1], value)
+            value = plus(self._stack.pop()[1], value)
             level += 1
         self._stack.append((level, value))
 
@@ -29,7 +29,7 @@ class DyadicSum:
         stack = list(self._stack)
         value = stack.pop()[1]
         while stack:
-            value = _plus(stack.pop()[1], value)
+            value = plus(stack.pop()[1], value)
         return value
 
 
@@ -60,18 +60,23 @@ class Tree:
                 if other is None:
                     self._nodes[level, number] = value
                     return
-            value = _plus(value, other)
+            value = plus(value, other)
             level, number = level + 1, number >> 1
+
+    def nodes(self) -> dict[tuple[int, int], Any]:
+        """Return the sums that are held, by level and number."""
+        return dict(self._nodes)
 
     def total(self) -> Any:
         """Return the sum of all values."""
         first, *rest = [self._nodes[key] for key in sorted(self._nodes)]
         for node in rest:
-            first = _plus(first, node)
+            first = plus(first, node)
         return first
 
 
-def _plus(a: Any, b: Any) -> Any:
+def plus(a: Any, b: Any) -> Any:
+    """Return a + b of numbers, arrays or tuples of them."""
     if isinstance(a, tuple):
-        return tuple(_plus(x, y) for x, y in zip(a, b, strict=True))
+        return tuple(plus(x, y) for x, y in zip(a, b, strict=True))
     return a + b

@@ -7,23 +7,25 @@ the report.
 import tempfile
 import time as clock
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from meanfield import config as configuration
-from meanfield import datasets, parallel, results, store
+from meanfield import datasets, parallel, results, spread, store
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.flow import Flow
+from meanfield.keeping import held
 from meanfield.locks import claimed
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
 from meanfield.planning import check_fits, check_start, checked_test, make_plan
+from meanfield.ranks import Alone, Communicator, on_first
 from meanfield.recovery import understood
 from meanfield.risk import Risk
 from meanfield.simulate import load, simulate
@@ -50,11 +52,16 @@ class Experiment:
 
 
 def build(
-    config: RunConfig, backend: str = "auto", data: datasets.Data | None = None, folder: Path | None = None
+    config: RunConfig,
+    backend: str = "auto",
+    data: datasets.Data | None = None,
+    folder: Path | None = None,
+    communicator: Communicator | None = None,
 ) -> Experiment:
     """Return the data (loaded, unless given), the flow and the starting cloud of a configuration.
 
-    Clouds on disk lie in `folder`, or where the system keeps temporary files.
+    Clouds on disk lie in `folder`, or where the system keeps temporary files. Where ranks come, the cloud is this
+    one's rows.
 
     Raises
     ------
@@ -63,7 +70,7 @@ def build(
     """
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
-    _check_memory(config)
+    _check_memory(config, communicator)
     folder = (folder or Path(tempfile.gettempdir())) if config.cloud.on_disk else None
     data = datasets.load(config.data) if data is None else data
     network, chosen = config.network, config.flow
@@ -76,7 +83,8 @@ def build(
         account=not config.cloud.on_disk,
     )  # fmt: skip
     shape = config.cloud
-    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, folder=folder)
+    share = None if communicator is None else spread.share_of(risk, shape.m, communicator)
+    cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, folder=folder, share=share)
     return Experiment(config, data, flow, cloud)
 
 
@@ -107,10 +115,14 @@ def _test(data: datasets.Data) -> tuple[np.ndarray, np.ndarray] | None:
     return None if data.x_test is None or data.y_test is None else (data.x_test, data.y_test)
 
 
-def _check_memory(config: RunConfig) -> None:
-    """Refuse clouds that would not fit into the machine's memory, before anything is allocated."""
+def _check_memory(config: RunConfig, communicator: Communicator | None = None) -> None:
+    """Refuse clouds that would not fit into the machine's memory, before anything is allocated.
+
+    Ranks on other machines take their rows with them.
+    """
     cloud, d = config.cloud, config.data.d or 64
-    state = cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize
+    here = 1.0 if communicator is None else getattr(communicator, "neighbours", communicator.size) / communicator.size
+    state = cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize * here
     have = parallel.machine_memory()
     if not cloud.on_disk and COPIES * state > have:
         raise InputError(
@@ -152,10 +164,12 @@ def run(
     backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    communicator: Communicator | None = None,
 ) -> results.Run:
     """Carry a configuration through: the run goes on where it stopped, and ends with checks and a report.
 
-    `say` is told, before anything runs, what was done to the data.
+    `say` is told, before anything runs, what was done to the data. With a communicator all ranks make this call, and
+    rank 0 judges and reports.
 
     Returns
     -------
@@ -163,9 +177,20 @@ def run(
         With `verify.json`, `report.html` and `figures/` in its directory.
     """
     check_claim(config, directory)
-    with claimed(directory):
-        done = carry(config, directory, backend=backend, quiet=quiet, say=say)
-        report(directory, done)
+    with held(directory, communicator or Alone()):
+        done = carry(config, directory, backend=backend, quiet=quiet, say=say, communicator=communicator)
+        if communicator is None:
+            report(directory, done)
+            return done
+        assert done.flow is not None
+        clouds = spread.gathered(done.clouds, done.flow) if done.clouds else []
+
+        def reported() -> dict[str, Any]:
+            shown = replace(done, clouds=clouds)
+            report(directory, shown)
+            return shown.metadata
+
+        done.metadata = on_first(communicator, reported)
     return done
 
 
@@ -176,12 +201,13 @@ def carry(
     backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    communicator: Communicator | None = None,
 ) -> results.Run:
     """Carry a configuration through as `run` does, without checks and report."""
     begin = clock.perf_counter()
     check_claim(config, directory)
     parallel.set_memory(config.output.memory_mb << 20)
-    experiment = build(config, backend, folder=directory)
+    experiment = build(config, backend, folder=directory, communicator=communicator)
     choice = (
         Choice("", "")
         if experiment.flow.objective.network is None
@@ -205,6 +231,7 @@ def carry(
         quiet=quiet,
         test=_test(experiment.data),
         files={CONFIG: configuration.dumps(config)},
+        communicator=communicator,
         extra={
             "title": config.output.title or directory.name,
             "config": configuration.to_dict(config),

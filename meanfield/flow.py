@@ -210,6 +210,10 @@ class Flow:
             return float(self.eta(clouds[0].step))
         if self.eta != AUTO:
             return float(self.eta)
+        eta = self._propose(clouds)
+        return eta if clouds[0].share is None else clouds[0].share.agreed(eta)
+
+    def _propose(self, clouds: Sequence[Cloud]) -> float:
         if self.method.explicit:
             with parallel.single_threaded_blas():
                 limit = min(self.stability_limit(cloud) for cloud in clouds)
@@ -253,5 +257,4 @@ class Flow:
             risk.coefficients(residual), 0.5 * eta, risk.inputs, risk.unit.h.suprema, self.train,
             midpoint=self.method.midpoint,
         )  # fmt: skip
-        farthest = float(np.abs(cloud.z[:, -1]).max())
-        return height > max(SLAB * math.sqrt(cloud.reference_variance), 1.5 * farthest)
+        return height > max(SLAB * math.sqrt(cloud.reference_variance), 1.5 * cloud.farthest())

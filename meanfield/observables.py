@@ -6,15 +6,16 @@ In a script any function of (cloud, flow) works in a `Record`. `bounds` holds th
 
 import functools
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from meanfield import mapped, ntk, parallel, steps
 from meanfield.cloud import Cloud, demand_finite
+from meanfield.displacements import keeps_origin, mean_square, moments, remembered
+from meanfield.displacements import origin as origin
 from meanfield.errors import InputError, MeanfieldError, did_you_mean
 from meanfield.flow import Flow
 from meanfield.risk import Risk
@@ -60,21 +61,8 @@ class Observable:
 
 
 OBSERVABLES: dict[str, Observable] = {}
-# Numbers of a cloud that are squared at a time: they stay in a cache.
-BLOCK = 1 << 15
 # Of a large cloud H r is taken from every THINNED-th particle, if so many are left.
 THINNED, SAMPLED = 4, 1024
-# Bytes of starting points that a flow's clouds may keep together; those of larger clouds are drawn again.
-LARGEST_ORIGINS = 1 << 29
-_memo: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
-
-
-def remembered(key: Any, name: str, make: Callable[[], Any], of: Sequence[Any] = ()) -> Any:
-    """Return what `make` makes, once for every object `key`, name and objects `of`, for as long as they live."""
-    found = _memo.setdefault(key, {})
-    if name not in found or [id(other()) for other in found[name][0]] != [id(other) for other in of]:
-        found[name] = [weakref.ref(other) for other in of], make()
-    return found[name][1]
 
 
 def observable(text: str, *, unit: str = "1", zero: str = "0", **options: Any) -> Callable[[Callable], Callable]:
@@ -118,22 +106,6 @@ def accounted(cloud: Cloud, flow: Flow) -> Cloud:
     if not flow.accounts(cloud):
         raise Unavailable("the flow keeps no account (account=False, or its objective is not a network)")
     return cloud
-
-
-def mean_square(cloud: Cloud, values: Array, other: Array | None = None) -> float:
-    """Return the weighted mean of |values - other|^2 over the particles; arrays of shape (m, D)."""
-
-    def part_sum(part: slice) -> float:
-        total = 0.0
-        for first in range(part.start, part.stop, rows):
-            some = slice(first, min(first + rows, part.stop))
-            gap = values[some] if other is None else values[some] - other[some]
-            total += inner_product(gap, gap, None if cloud.weights is None else cloud.weights[some])
-        return total
-
-    rows = 1 + BLOCK // values.shape[1]
-    total = parallel.sum_blocks(part_sum, len(values), 4 * rows)
-    return total / len(values) if cloud.weights is None else total
 
 
 def same_variance(cloud: Cloud) -> bool:
@@ -195,7 +167,7 @@ def _defect(cloud: Cloud, flow: Flow) -> tuple[Array, Array]:
 def second_moment(cloud: Cloud, flow: Flow) -> float:
     """Return the mean square of a coordinate over the cloud."""
     # One pass or several, the bits are the same.
-    square = moments(cloud, flow).square if _keeps_origin(cloud, flow) else mean_square(cloud, cloud.z)
+    square = moments(cloud, flow).square if keeps_origin(cloud, flow) else mean_square(cloud, cloud.z)
     return square / cloud.dimension
 
 
@@ -229,9 +201,12 @@ def kernel_residual(cloud: Cloud, flow: Flow) -> Array:
             return gram @ r
         alike = cloud.weights is None and cloud.start is None
         k = max(1, min(THINNED, cloud.m // SAMPLED)) if alike else 1
+        k = 1 << (k.bit_length() - 1)  # so that every rank begins at the same place
         some = slice(cloud.step % k, None, k)
         dtype = np.float64 if k == 1 else np.float32  # rounding is nothing beside what thinning does
-        return ntk.product(risk.unit.h, risk.inputs, cloud.z[some], r, cloud.weights, flow.train, dtype=dtype)
+        share = None if cloud.share is None else cloud.share.thinned(cloud.step % k, k)
+        with parallel.sharing(share):
+            return ntk.product(risk.unit.h, risk.inputs, cloud.z[some], r, cloud.weights, flow.train, dtype=dtype)
 
     return remembered(cloud, "kernel residual", make, [flow])
 
@@ -251,80 +226,11 @@ def travelled(cloud: Cloud, flow: Flow) -> float:
     return moments(cloud, flow).travelled
 
 
-def _keeps_origin(cloud: Cloud, flow: Flow) -> bool:
-    return cloud.start is not None or cloud.replicate in remembered(flow, "origins", dict)
-
-
-class Moments(NamedTuple):
-    """E|Z|^2, E|Z - Z_0|^2, E|Z - Zbar|^2, E|Zbar - Z_0|^2, E (Zbar - Z_0) . Z_0; the last three NaN without Zbar."""
-
-    square: float
-    travelled: float
-    distance: float
-    reference_travelled: float
-    reference_along: float
-
-
-def moments(cloud: Cloud, flow: Flow) -> Moments:
-    """Return what a cloud, its reference and its start say of each other, in one pass over the three."""
-
-    def make() -> Moments:
-        start, far = origin(cloud, flow), cloud.reference
-        rows = 1 + BLOCK // cloud.dimension
-
-        def part_sum(part: slice) -> Array:
-            total = np.zeros(len(Moments._fields))
-            for first in range(part.start, part.stop, rows):
-                some = slice(first, min(first + rows, part.stop))
-                weights = None if cloud.weights is None else cloud.weights[some]
-                z, begun = cloud.z[some], start[some]
-                moved = z - begun
-                total[:2] += inner_product(z, z, weights), inner_product(moved, moved, weights)
-                if far is not None:
-                    gap, moved = z - far[some], far[some] - begun
-                    total[2:4] += inner_product(gap, gap, weights), inner_product(moved, moved, weights)
-                    total[4] += inner_product(moved, begun, weights)
-            return total
-
-        sums = parallel.sum_blocks(part_sum, cloud.m, 4 * rows) / (cloud.m if cloud.weights is None else 1)
-        if far is None:
-            sums[2:] = math.nan
-        return Moments(*(float(v) for v in sums))
-
-    return remembered(cloud, "moments", make)
-
-
-def inner_product(a: Array, b: Array, weights: Array | None) -> float:
-    """Return sum_j w_j a_j . b_j over rows in float64, w = 1 without weights."""
-    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
-    return float(np.vdot(a, b) if weights is None else weights @ np.einsum("ij,ij->i", a, b))
-
-
-def origin(cloud: Cloud, flow: Flow) -> Array:
-    """Return where the particles started, kept from record to record for the clouds of one run that are not too large.
-
-    To draw a start again costs as much as the noise of a step.
-    """
-    if cloud.start is not None:
-        return cloud.start
-    kept = remembered(flow, "origins", dict)
-    name = (cloud.seed, cloud.z.shape, cloud.z.dtype, cloud.start_std)
-    if kept.get("name") != name:
-        kept.clear()
-        kept["name"] = name
-    if cloud.replicate in kept:
-        return kept[cloud.replicate]
-    origin = cloud.z if cloud.step == 0 and cloud.z is cloud.reference else cloud.origin()
-    if len(kept) * origin.nbytes <= min(LARGEST_ORIGINS, parallel.memory()):
-        kept[cloud.replicate] = origin
-    return origin
-
-
 @observable("mean square distance to the coupled reference, E|Z - Zbar|^2: an upper bound on W2^2", unit="length^2")
 def coupled_distance(cloud: Cloud, flow: Flow) -> float:
     """Return E|Z - Zbar|^2, as (I5) has it (no rescaling of the Euler schemes' reference)."""
     far = coupled(cloud)
-    if _keeps_origin(cloud, flow):
+    if keeps_origin(cloud, flow):
         return moments(cloud, flow).distance
     return remembered(cloud, "distance", lambda: mean_square(cloud, cloud.z, far))
 

@@ -3,6 +3,9 @@
 Particles are cut into blocks of a size that depends on the number of samples alone. Each block is worked by one
 thread with a single-threaded BLAS, and partial sums are combined in a fixed dyadic tree over block numbers. So a
 result is the same to the last bit for any number of threads.
+
+Inside `sharing` the arrays at hand are a rank's rows of a cloud that several hold together: then `first` and `total`
+say where they stand, and sums are those over all ranks.
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from meanfield import mapped
 from meanfield.dyadic import DyadicSum as DyadicSum
 from meanfield.dyadic import Tree as Tree
 from meanfield.errors import InputError
+from meanfield.ranks import Share
 
 # A block of activations (block x n doubles) should stay within a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 16
@@ -33,6 +37,7 @@ MAPPED_SHARE = 0.25  # of the memory budget, for pages of clouds that are on dis
 _state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0, "memory": MEMORY}
 _state["lock"] = threading.Lock()  # held to change the pool or BLAS: threads of the user's own may call at once
 _inside = threading.local()  # whether this thread works for a call that is under way
+_held = threading.local()  # the share that this thread's arrays are
 
 
 def block_size(n: int) -> int:
@@ -145,6 +150,39 @@ def serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+@contextlib.contextmanager
+def sharing(share: Share | None) -> Iterator[None]:
+    """Say that the arrays that are worked inside are a rank's rows of larger ones; None says that they are whole."""
+    before, _held.share = held(), share
+    try:
+        yield
+    finally:
+        _held.share = before
+
+
+def held() -> Share | None:
+    """Return the share that the arrays at hand are, None where they are whole."""
+    return getattr(_held, "share", None)
+
+
+def total(count: int) -> int:
+    """Return the number of particles of the whole cloud of which `count` are at hand."""
+    share = held()
+    return count if share is None else share.m
+
+
+def first() -> int:
+    """Return the number of the first particle at hand."""
+    share = held()
+    return 0 if share is None else share.first
+
+
+def largest_group(particles: int = 1) -> int:
+    """Return how many things of so many particles each a sum may take as one piece and not be cut by a rank."""
+    share = held()
+    return 1 << 62 if share is None else max(1, share.grain // particles)
+
+
 @serial_blas
 def sum_blocks(function: Callable[[slice], Any], m: int, size: int) -> Any:
     """Return the dyadic sum of function(block) over the blocks of range(m), worked by the threads."""
@@ -157,11 +195,23 @@ def each_block(function: Callable[[slice], Any], m: int, size: int) -> None:
     each_group(function, m, size)
 
 
-def sum_groups(function: Callable[[slice], Any], count: int, size: int) -> Any:
-    """Return the dyadic sum of function(group) over groups of `size` of range(count); no limit is put on BLAS."""
-    tree = Tree()
-    each_group(lambda part: tree.add(part.start // size, function(part)), count, size)
-    return tree.total()
+def sum_groups(function: Callable[[slice], Any], count: int, size: int, particles: int = 1) -> Any:
+    """Return the dyadic sum of function(group) over groups of `size` of range(count); no limit is put on BLAS.
+
+    What is counted are things of so many `particles` each; a share's groups are numbered in the whole cloud.
+    """
+    share = held()
+    if share is None:
+        tree = Tree()
+        _add_groups(tree, function, count, size, 0)
+        return tree.total()
+    piece = size * particles
+    return share.sum(piece, lambda tree: _add_groups(tree, function, count, size, share.first // piece))
+
+
+def _add_groups(tree: Tree, function: Callable[[slice], Any], count: int, size: int, number: int) -> None:
+    with sharing(None):
+        each_group(lambda part: tree.add(number + part.start // size, function(part)), count, size)
 
 
 def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:

@@ -55,7 +55,7 @@ def product(
     dtype : type
         What blocks are worked in; they are added in float64.
     """
-    x, m = np.asarray(x, dtype=dtype), len(z)
+    x, m = np.asarray(x, dtype=dtype), parallel.total(len(z))
     v = np.asarray(v, dtype=dtype)
 
     def part_sum(part: slice) -> Array:
@@ -71,7 +71,7 @@ def product(
             total += (mass * (h @ v)) @ h
         return total
 
-    return np.asarray(parallel.sum_blocks(part_sum, m, min(BLOCK, parallel.block_size(len(x)))))
+    return np.asarray(parallel.sum_blocks(part_sum, len(z), min(BLOCK, parallel.block_size(len(x)))))
 
 
 def start_operator(

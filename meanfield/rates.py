@@ -15,6 +15,7 @@ from meanfield import ntk, steps
 from meanfield.account import FOLDED, NOT_CERTIFIED
 from meanfield.bounds import gram_of_reference
 from meanfield.cloud import Cloud
+from meanfield.displacements import kept_origins, mean_square
 from meanfield.flow import Flow
 from meanfield.observables import (
     Unavailable,
@@ -25,7 +26,6 @@ from meanfield.observables import (
     network,
     observable,
     origin,
-    remembered,
 )
 from meanfield.risk import Risk
 
@@ -116,22 +116,25 @@ def _overlap(cloud: Cloud, flow: Flow) -> tuple[float, float]:
     """
     coupled(cloud)
     moved, along = moments(cloud, flow)[3:]
-    mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights
-    square, spread = _squares_of_origin(cloud, flow, mass)
+    square, spread = _squares_of_origin(cloud, flow)
     size = len(np.arange(cloud.dimension)[steps.trained(flow.train)])
     left = max(moved - along * along / square, 0.0) / size
     return 1 + along / square, math.sqrt(left * spread) / square
 
 
-def _squares_of_origin(cloud: Cloud, flow: Flow, mass: Array) -> tuple[float, float]:
+def _squares_of_origin(cloud: Cloud, flow: Flow) -> tuple[float, float]:
     """Return sum w |Z_0|^2 and sum w^2 |Z_0|^2 over the trained coordinates, remembered while the start is kept."""
-    start, kept = origin(cloud, flow), remembered(flow, "origins", dict)
+    start, kept = origin(cloud, flow), kept_origins(cloud, flow)
     name = f"squares {cloud.replicate} {flow.train}"
     if name in kept and kept.get(cloud.replicate) is start:
         return kept[name]
-    some = start[:, steps.trained(flow.train)].astype(np.float64, copy=False)
-    squares = np.einsum("ij,ij->i", some, some)
-    found = float(mass @ squares), float(mass**2 @ squares)
+    some = start[:, steps.trained(flow.train)]
+    first = mean_square(cloud, some)
+    if cloud.weights is None:
+        found = first, first / cloud.m
+    else:
+        squared = cloud.replace(weights=cloud.weights**2)
+        found = first, mean_square(squared, some)
     if kept.get(cloud.replicate) is start:
         kept[name] = found
     return found

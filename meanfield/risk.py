@@ -19,6 +19,7 @@ from meanfield.backends import Measurement, Motion, Moved, Particles
 from meanfield.cloud import Cloud, Kernel, demand_values
 from meanfield.errors import InputError, did_you_mean
 from meanfield.objectives import Objective, Tangent
+from meanfield.ranks import Share
 from meanfield.units import Unit
 
 Array = np.ndarray
@@ -103,9 +104,10 @@ class Risk(Objective):
         x.flags.writeable = False  # so that a device may keep its copy
         return x
 
-    def engine(self, m: int) -> backends.Backend:
-        """Return the backend that does the contractions over m particles."""
-        return backends.get(self.choice(m).name)
+    def engine(self, m: int, share: Share | None = None) -> backends.Backend:
+        """Return the backend that does the contractions over m particles, of which `share` may say which are here."""
+        name = self.choice(m).name
+        return backends.get(name) if share is None else backends.shared(name, share)
 
     def choice(self, m: int) -> backends.Choice:
         """Return the name of that backend, and why it was chosen."""
@@ -129,7 +131,7 @@ class Risk(Objective):
                 return found
         memo = self._memo.setdefault(cloud, {})
         far = memo.get(("reference", train)) if variance is None else None
-        found = self.engine(cloud.m).measure(
+        found = self.engine(cloud.m, cloud.share).measure(
             self.unit.h, self.inputs, cloud.z, None if far else cloud.reference, cloud.weights, train,
             gram=gram, variance=variance,
         )  # fmt: skip
@@ -141,7 +143,8 @@ class Risk(Objective):
     def remember(self, cloud: Cloud, twin: Cloud) -> None:
         """Let `cloud` have what was measured for `twin`, whose particles are the same."""
         if twin in self._memo:
-            self._memo[cloud] = self._memo[twin]
+            # A cloud that was gathered on one rank must not teach that rank alone what the ranks measure together.
+            self._memo[cloud] = self._memo[twin] if cloud.share is twin.share else dict(self._memo[twin])
 
     def remember_reference(self, cloud: Cloud, twin: Cloud, train: str) -> None:
         """Let `cloud` have the sums over the reference that were measured for `twin`, whose reference is the same.
@@ -174,9 +177,9 @@ class Risk(Objective):
     def predict(self, cloud: Cloud, x: Array) -> Array:
         """Return f at other inputs x (k, d): shape (k,)."""
         inputs = self.unit.inputs(np.atleast_2d(np.asarray(x, dtype=np.float64)))
-        psi = self.engine(cloud.m).predict(self.unit.h, inputs, cloud.z, cloud.weights)
+        psi = self.engine(cloud.m, cloud.share).predict(self.unit.h, inputs, cloud.z, cloud.weights)
         if self._centres(cloud):
-            psi = psi - self.engine(cloud.m).predict(self.unit.h, inputs, cloud.reference, cloud.weights)
+            psi = psi - self.engine(cloud.m, cloud.share).predict(self.unit.h, inputs, cloud.reference, cloud.weights)
         return self.alpha * psi
 
     def _centres(self, cloud: Cloud) -> bool:
@@ -227,7 +230,7 @@ class Risk(Objective):
     def gradient(self, cloud: Cloud) -> Array:
         """Return grad dL/dp at the particles, shape (m, D); DivergedError as `value`."""
         c = self.coefficients(self.residual(self._finite_prediction(cloud)))
-        return -self.engine(cloud.m).pullback(self.unit.h, self.inputs, cloud.z, c)
+        return -self.engine(cloud.m, cloud.share).pullback(self.unit.h, self.inputs, cloud.z, c)
 
     def _finite_prediction(self, cloud: Cloud) -> Array:
         return demand_values(self.prediction(cloud), f"the prediction of the cloud at step {cloud.step}")
@@ -334,7 +337,7 @@ class Risk(Objective):
         With None the kicks are along the residual of the cloud itself, found in the same call: an explicit step.
         `out` may be the cloud's own arrays.
         """
-        engine = self.engine(cloud.m)
+        engine = self.engine(cloud.m, cloud.share)
         reference = None if cloud.reference is None else engine.asarray(cloud.reference)
         where = (self.unit.h, self.inputs, engine.asarray(cloud.z), reference)
         if residual is not None:
@@ -348,7 +351,7 @@ class Risk(Objective):
         """Return a cloud with numpy arrays: itself, unless steps left it on a device."""
         if type(cloud.z) is np.ndarray:
             return cloud
-        back = self.engine(cloud.m).asnumpy
+        back = self.engine(cloud.m, cloud.share).asnumpy
         reference = None if cloud.reference is None else back(cloud.reference)
         found = cloud.replace(z=back(cloud.z), reference=reference, kernel=cloud.kernel)
         self.remember(found, cloud)
@@ -361,8 +364,10 @@ class Risk(Objective):
         c = self.coefficients(self.residual(self.prediction(cloud)) if residual is None else residual)
         arguments = (self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, c, eps, train)
         if midpoint:
-            return self.engine(cloud.m).midpoint_kick(*arguments, **options)
-        return self.engine(cloud.m).kick(*arguments, **{k: v for k, v in options.items() if k != "variance"})
+            return self.engine(cloud.m, cloud.share).midpoint_kick(*arguments, **options)
+        return self.engine(cloud.m, cloud.share).kick(
+            *arguments, **{k: v for k, v in options.items() if k != "variance"}
+        )
 
 
 def eigen(matrix: Array) -> tuple[Array, Array]:

@@ -7,23 +7,24 @@ drive the parts yourself, call `flow.propose` and `flow.step` in a loop of your 
 """
 
 import contextlib
+import functools
 import math
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meanfield import mapped, parallel, progress, recovery, results, signals, store
+from meanfield import mapped, parallel, progress, recovery, results, signals, spread, store
 from meanfield.cloud import Cloud, demand_finite
 from meanfield.description import describe, identity, warn_of_no_gap
 from meanfield.errors import DivergedError, InputError, Interrupted, MeanfieldError
 from meanfield.flow import AUTO, Flow
-from meanfield.locks import claimed
+from meanfield.keeping import Keeping, held
 from meanfield.observables import Observable, Unavailable
 from meanfield.planning import Plan, Record, check_fits, check_start, checked_test, make_plan
+from meanfield.ranks import Alone, Communicator, on_first
 from meanfield.results import Progress, Recorder, Run
 from meanfield.risk import Risk
 
@@ -51,6 +52,7 @@ def simulate(
     test: tuple[Array, Array] | None = None,
     extra: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
+    communicator: Communicator | None = None,
 ) -> Run:
     """Move replicates of a cloud along a flow and return what was recorded.
 
@@ -86,6 +88,8 @@ def simulate(
         More to be kept in metadata.json.
     files : mapping, optional
         Texts to be laid into the run directory when it is made, by file name.
+    communicator : Communicator, optional
+        The ranks over which the cloud is spread, all of which make this call (`mpi.world()`); each gets its rows.
 
     Raises
     ------
@@ -99,6 +103,8 @@ def simulate(
         raise InputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     plan = make_plan(flow, time, steps, observables, records, every, bounds, snapshots, replicates)
     check_fits(flow, cloud)
+    if communicator is not None:
+        cloud = spread.rows(flow, cloud, communicator)
     if plan.snapshots and directory is None:
         raise InputError("snapshots are written to the run directory: give directory='...'")
     keeping = Keeping(
@@ -108,21 +114,10 @@ def simulate(
     finished = loop.already_finished()
     if finished is not None:
         return finished
-    with claimed(keeping.directory), parallel.single_threaded_blas(), signals.collected() as caught:
+    with held(keeping.directory, loop.ranks), parallel.single_threaded_blas(), signals.collected() as caught:
         loop.open()
         loop.state.timings.setdefault("start", max(clock.perf_counter() - begin, 0.0))
         return loop.run(caught, on_failure)
-
-
-@dataclass(frozen=True, eq=False)
-class Keeping:
-    """How a run is kept: where, how often, what more."""
-
-    directory: Path | None
-    checkpoint_seconds: float
-    quiet: bool
-    extra: dict[str, Any]
-    files: dict[str, str]
 
 
 class _Loop:
@@ -132,7 +127,8 @@ class _Loop:
         self, flow: Flow, plan: Plan, cloud: Cloud, keeping: Keeping, test: tuple[Array, Array] | None
     ) -> None:
         self.flow, self.plan, self.start, self.keeping, self.test = flow, plan.tested(flow, test), cloud, keeping, test
-        self.directory = keeping.directory
+        self.directory, self.share = keeping.directory, cloud.share
+        self.ranks: Communicator = Alone() if cloud.share is None else cloud.share.communicator
         self.identity = identity(flow, plan, cloud)
         self.state = Progress([], Recorder())
         self.saved_at = clock.perf_counter()
@@ -145,13 +141,14 @@ class _Loop:
         """Return the run that the directory holds if it is finished; refuse a directory of another run."""
         if self.directory is None:
             return None
-        whole = recovery.stands(self.directory, self.identity, self.keeping.files)
+        directory, files = self.directory, self.keeping.files
+        whole = on_first(self.ranks, lambda: recovery.stands(directory, self.identity, files))
         return load(self.directory, self.flow) if whole else None
 
     def open(self) -> None:
         """Take the clouds from the last checkpoint, or make them; nothing is written before all is checked."""
         on_disk = mapped.folder_of(self.start.z)
-        found = None if self.directory is None else store.read_checkpoint(self.directory, on_disk)
+        found = None if self.directory is None else store.read_checkpoint(self.directory, self.share, on_disk)
         if found is not None and self.directory is not None:
             clouds, records, saved = found
             recovery.refuse_other(self.directory, saved["identity"], self.identity)
@@ -167,11 +164,14 @@ class _Loop:
         if not any("Lambda" in note for note in self.keeping.extra.get("data", {}).get("notes", ())):
             warn_of_no_gap(self.attributes)
         if self.directory is not None:
-            store.prepare(self.directory)
-            for name, text in self.keeping.files.items():
-                if not (self.directory / name).exists():
-                    store.write_bytes(self.directory / name, text.encode())
+            on_first(self.ranks, functools.partial(self._begin, self.directory))
             self.describe("running", "")
+
+    def _begin(self, directory: Path) -> None:
+        store.prepare(directory)
+        for name, text in self.keeping.files.items():
+            if not (directory / name).exists():
+                store.write_bytes(directory / name, text.encode())
 
     def describe(self, status: str, message: str) -> dict[str, Any]:
         """Return the metadata, and write it if there is a directory."""
@@ -181,14 +181,15 @@ class _Loop:
             "identity": self.identity,
             "versions": results.versions(),
             "machine": results.machine(),
-            "ranks": 1,
+            "ranks": self.ranks.size,
             "timings": {k: round(v, 4) for k, v in self.state.timings.items()},
             "absent": self.state.absent,
             **({"errors": self.state.errors} if self.state.errors else {}),
             **self.keeping.extra,
         }
         if self.directory is not None:
-            store.write_json(self.directory / store.METADATA, metadata)
+            path = self.directory / store.METADATA
+            on_first(self.ranks, lambda: store.write_json(path, metadata))
         return metadata
 
     def checkpoint(self) -> None:
@@ -198,12 +199,16 @@ class _Loop:
         state = self.state
         with state.timed("checkpoint"):
             state.clouds = [self.flow.home(cloud) for cloud in state.clouds]
-            for cloud in state.clouds:
-                demand_finite(cloud)  # the checkpoint before is worth more than one that nothing can go on from
+            self._demand_finite()  # the checkpoint before is worth more than one that nothing can go on from
             saved = {"absent": state.absent, "errors": state.errors, "timings": state.timings}
             saved["identity"] = self.identity
             store.write_checkpoint(self.directory, state.clouds, state.recorder.arrays(), saved)
         self.saved_at = clock.perf_counter()
+
+    def _demand_finite(self) -> None:
+        """Raise DivergedError, on all ranks, if particles of the state are not finite."""
+        for cloud in self.state.clouds:
+            demand_finite(cloud)
 
     # Loop ------------------------------------------------------------------------------------------------------
 
@@ -230,7 +235,7 @@ class _Loop:
     def advance(self, caught: list[int]) -> None:
         """Record the start, then step and record until the end or a signal."""
         state = self.state
-        meter = progress.meter(self.plan.end, quiet=self.keeping.quiet)
+        meter = progress.meter(self.plan.end, quiet=self.keeping.quiet or self.ranks.rank > 0)
         try:
             if not state.recorder.columns:
                 with state.timed("steps"), self.checked_numbers(False):
@@ -238,19 +243,26 @@ class _Loop:
                         self.flow.prepare(cloud)
                 self.record(state.clouds, -math.inf)
             while state.time < self.plan.end:
-                if caught:
+                stopped = self._keep_up(caught)
+                if stopped:
                     now = f"{state.time:.6g}"
-                    raise Interrupted(f"stopped by signal {caught[0]} at time {now}; run again to go on")
+                    raise Interrupted(f"stopped by signal {stopped} at time {now}; run again to go on")
                 with state.timed("steps"), self.checked_numbers(True):
                     moved = self.moved()
                 self.record(moved, state.time)
                 meter.update(state.time, state.clouds[0].step, self.last_loss())
-                if not 0 <= clock.perf_counter() - self.saved_at < self.keeping.checkpoint_seconds:
-                    self.checkpoint()
-            for cloud in state.clouds:
-                demand_finite(cloud)  # nobody may have looked: there may be no observable
+            self._demand_finite()  # nobody may have looked: there may be no observable
         finally:
             meter.close()
+
+    def _keep_up(self, caught: list[int]) -> int:
+        """Return the signal that came to any rank, 0 where none did; write a checkpoint if rank 0 says it is time."""
+        spent = clock.perf_counter() - self.saved_at  # a clock may have been set back
+        due = self.ranks.rank == 0 and not 0 <= spent < self.keeping.checkpoint_seconds
+        word = int(self.ranks.largest((caught[0] if caught else 0) << 1 | due))
+        if word == 1:
+            self.checkpoint()
+        return word >> 1
 
     def moved(self) -> list[Cloud]:
         """Return all replicates after one common step that ends on the next stop or short of it."""
@@ -266,7 +278,7 @@ class _Loop:
         if risk is not None and risk.choice(cloud.m).name == "cuda":
             return cloud.step > 0  # on a device clouds stay there between records
         ours = cloud.z is not self.start.z and cloud.z is not self.start.reference
-        large = self.plan.replicates * cloud.z.nbytes > GIVEN_UP * parallel.memory()
+        large = self.plan.replicates * cloud.nbytes > GIVEN_UP * parallel.memory()
         return ours and (large or mapped.folder_of(cloud.z) is not None)
 
     def _landed(self, cloud: Cloud, stop: float | None) -> Cloud:
@@ -307,7 +319,8 @@ class _Loop:
             if clouds:
                 with contextlib.suppress(DivergedError):
                     self.checkpoint()
-            store.write_dataset(self.directory / store.RECORDS, data)
+            path = self.directory / store.RECORDS
+            on_first(self.ranks, lambda: store.write_dataset(path, data))
         return Run(data, clouds, self.flow, status, message, self.describe(status, message), self.directory)
 
     # Records ---------------------------------------------------------------------------------------------------
@@ -322,39 +335,43 @@ class _Loop:
         if cheap:
             row.add("time", now)
             row.add("eta", clouds[0].eta)
-            self._measure(row, clouds, False, "records")
+            self._measure(row, clouds, False, "records", step > 0)
             if not np.isfinite(row.columns.get("loss", 0.0)).all():
                 raise DivergedError(f"the loss is not finite any more at time {now:.6g}; take a smaller eta")
+        whole = spread.gathered(clouds, self.flow) if costly or due else []
         if costly:
             row.add("bound_time", now)
-            self._measure(row, clouds, True, "bounds")
+            self._measure(row, whole, True, "bounds", step > 0)
         for record in due:
             row.add(f"at.{record.name}", now)
-            row.add(record.name, record.values(clouds, self.flow, state))
+            values = functools.partial(record.values, whole, self.flow, state)
+            row.add(record.name, on_first(self.ranks, values))
         if self.directory is not None and kept:
-            store.write_npz(self.directory / f"cloud_{step}.npz", store.pack_clouds(clouds))
+            store.write_clouds(self.directory / f"cloud_{step}.npz", clouds)
         state.clouds = clouds
         self.given_up = False
         state.recorder.extend(row)
 
-    def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str) -> None:
-        with self.state.timed(part), self.checked_numbers(clouds[0].step > 0):
+    def _measure(self, row: Recorder, clouds: list[Cloud], costly: bool, part: str, begun: bool) -> None:
+        with self.state.timed(part), self.checked_numbers(begun):
             for item in self.plan.observables:
                 if item.costly == costly and item.name not in self.state.absent:
                     self._measure_one(row, clouds, item)
 
     def _measure_one(self, row: Recorder, clouds: list[Cloud], item: Observable) -> None:
         try:
-            if item.pooled:
-                value = item.function(tuple(clouds), self.flow)
-            else:
-                value = [item.function(cloud, self.flow) for cloud in clouds]
+            value = on_first(self.ranks, lambda: self._read(clouds, item)) if item.costly else self._read(clouds, item)
         except Unavailable as reason:
             if item.name in self.state.recorder.columns:
                 raise DivergedError(f"'{item.name}' could be measured before and cannot any more: {reason}") from reason
             self.state.absent[item.name] = str(reason)
             return
         row.add_result(item.name, value)
+
+    def _read(self, clouds: list[Cloud], item: Observable) -> Any:
+        if item.pooled:
+            return item.function(tuple(clouds), self.flow)
+        return [item.function(cloud, self.flow) for cloud in clouds]
 
 
 def load(directory: str | Path, flow: Flow | None = None) -> Run:
@@ -368,7 +385,7 @@ def load(directory: str | Path, flow: Flow | None = None) -> Run:
     directory = Path(directory)
     metadata, data = store.read_metadata(directory), store.read_dataset(directory / store.RECORDS)
     on_disk = metadata.get("config", {}).get("cloud", {}).get("on_disk", False)
-    found = store.read_checkpoint(directory, directory if on_disk else None)
+    found = store.read_checkpoint(directory, folder=directory if on_disk else None)
     # Records of an interruption lie beside later checkpoints while the run goes on: then clouds do not belong to them.
     clouds = found[0] if found is not None and found[0][0].step == data.attrs.get("steps") else []
     return Run(data, clouds, flow, metadata.get("status", "?"), metadata.get("message", ""), metadata, directory)

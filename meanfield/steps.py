@@ -49,10 +49,20 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False)
             done = (
                 _in_parts(dynamics, cloud, eta) if risk is None else _in_one_pass(dynamics, risk, cloud, eta, donated)
             )
-    if not finite(done.z):
+    if not finite(done.z, done.share):
         raise DivergedError(
             f"particles are not finite after step {done.step} (time {done.time:.6g}, eta {eta:.3g}); take a smaller eta"
         )
+    return done if done.share is None else _agreed(dynamics, done)
+
+
+def _agreed(dynamics: Dynamics, cloud: Cloud) -> Cloud:
+    """Return a cloud whose account and the age of whose kernel are those of rank 0, so that all decide alike."""
+    assert cloud.share is not None and dynamics.objective.network is not None
+    kernel = cloud.kernel
+    account, age = cloud.share.agreed((cloud.account, 0.0 if kernel is None else kernel.age))
+    done = cloud.replace(account=account, kernel=None if kernel is None else kernel._replace(age=age))
+    dynamics.objective.network.remember(done, cloud)
     return done
 
 
@@ -65,7 +75,8 @@ def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donat
         assert residual is not None
         kernel = _carried(dynamics, risk, cloud, residual, eta, parts.decay_time)
     channel = parts.channel
-    motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, cloud.seed, cloud.step, cloud.replicate)
+    names = (cloud.seed, cloud.step, cloud.replicate, cloud.first)
+    motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, *names)
     out = None
     if donated and cloud.start is not cloud.z:
         # A fresh cloud is its own reference; the reference is moved in place and the particles leave it.
@@ -146,7 +157,8 @@ def frozen_kernel(dynamics: Dynamics, cloud: Cloud, kernel: Cloud, eta: float) -
     curvature = objective.curvature(objective.prediction(cloud))  # type: ignore[attr-defined]
     spectrum = objective.spectrum(kernel, dynamics.train, curvature)  # type: ignore[attr-defined]
     alpha, kappa = objective.alpha, objective.kappa  # type: ignore[attr-defined]
-    return _finite(mean_residual(spectrum, residual, curvature, alpha * dynamics.lam * e, kappa, eta), cloud)
+    mean = _finite(mean_residual(spectrum, residual, curvature, alpha * dynamics.lam * e, kappa, eta), cloud)
+    return mean if cloud.share is None else cloud.share.agreed(mean)
 
 
 def _finite(residual: Array, cloud: Cloud) -> Array:

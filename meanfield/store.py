@@ -5,6 +5,9 @@
     checkpoint.npz            what a restart needs; checkpoint.previous.npz is the one before
     cloud_<step>.npz          snapshots
 
+Where ranks hold a cloud together each writes its rows to a file of its own, <name>.rows<first>-<last>.npz, and the file
+of that name says which belong to it; any number of ranks reads them back.
+
 Every file is written under a temporary name, synced and renamed, so a kill leaves the old one or the new one. What
 was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 behind their last byte (`netcdf`).
 """
@@ -12,8 +15,10 @@ was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,10 +27,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from meanfield import mapped, netcdf, readers
+from meanfield import mapped, netcdf, ranks, readers
 from meanfield.account import Account
 from meanfield.cloud import Cloud, Kernel
 from meanfield.errors import InputError
+from meanfield.ranks import Share
 
 Array = np.ndarray
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,6 +46,7 @@ CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 PROBE, WRITING = ".probe", ".writing"
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
 _ARRAYS = ("z", "weights", "reference", "start")
+_ROW = re.compile(r"cloud\d+\.(z|reference|start|weights)")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -267,24 +274,44 @@ def read_npz(path: Path, folder: Path | None = None) -> dict[str, Array]:
         raise InputError(f"{path} is missing or damaged: {error}") from error
 
 
+def write_clouds(path: Path, clouds: Sequence[Cloud]) -> None:
+    """Write replicates to an npz file, atomically; each rank its rows, where ranks hold them together."""
+    arrays, share = pack_clouds(clouds), clouds[0].share
+    if share is None:
+        write_npz(path, arrays)
+        return
+    head = write_rows(path.parent, path.stem, arrays, share)
+    ranks.on_first(share.communicator, lambda: write_npz(path, head))
+
+
 # Checkpoints --------------------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str, Array], state: dict) -> None:
     """Write all that a restart needs; the checkpoint before is kept under another name."""
+    share, path = clouds[0].share, directory / CHECKPOINT
     arrays = pack_clouds(clouds) | {f"record.{name}": value for name, value in records.items()}
     arrays["state"] = np.asarray(json.dumps(plain(state)))
-    path = directory / CHECKPOINT
-    if path.exists():
-        with _said(path):
-            os.replace(path, directory / PREVIOUS)
-    write_npz(path, arrays)
+    if share is not None:
+        arrays = write_rows(directory, f"{path.stem}.{clouds[0].step}", arrays, share)
+
+    def write() -> None:
+        if path.exists():
+            with _said(path):
+                os.replace(path, directory / PREVIOUS)
+        write_npz(path, arrays)
+        _clear_rows(directory)
+
+    write() if share is None else ranks.on_first(share.communicator, write)
 
 
-def read_checkpoint(directory: Path, folder: Path | None = None) -> tuple[list[Cloud], dict[str, Array], dict] | None:
+def read_checkpoint(
+    directory: Path, share: Share | None = None, folder: Path | None = None
+) -> tuple[list[Cloud], dict[str, Array], dict] | None:
     """Return (clouds, records, state) of the newest whole checkpoint, or None where there is none.
 
-    With a folder, large clouds come as clouds on disk there.
+    With a share, which all ranks then have to bring, clouds are the rows that it says, whoever wrote them. With a
+    folder, large clouds come as clouds on disk there.
     """
     damaged = ""
     for name in (CHECKPOINT, PREVIOUS):
@@ -292,10 +319,8 @@ def read_checkpoint(directory: Path, folder: Path | None = None) -> tuple[list[C
         if not path.exists():
             continue
         try:
-            arrays = read_npz(path, folder)
-            state = _state(arrays)
-            clouds = unpack_clouds(arrays)
-        except (InputError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+            clouds, arrays, state = _shared(share, functools.partial(_checkpoint, path, share, folder))
+        except InputError as error:
             damaged = f"{name} is damaged ({error})"
             continue
         if damaged:
@@ -314,6 +339,72 @@ def _state(arrays: dict[str, Array]) -> dict[str, Any]:
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("its state is not that of a run")
     return state
+
+
+def _checkpoint(path: Path, share: Share | None, folder: Path | None) -> tuple[list[Cloud], dict[str, Array], dict]:
+    try:
+        arrays = read_rows(path, share, folder)
+        state = _state(arrays)
+        return [cloud.replace(share=share) for cloud in unpack_clouds(arrays)], arrays, state
+    except (InputError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(str(error)) from error  # the caller tells the text
+
+
+def _shared(share: Share | None, work: Callable[[], Any]) -> Any:
+    """Return what `work` returns here; with a share, what it raises on one rank is raised on all."""
+    if share is None:
+        return work()
+    found = []
+    ranks.together(share.communicator, lambda: found.append(work()))
+    return found[0]
+
+
+# Rows of ranks ------------------------------------------------------------------------------------------------------
+
+
+def write_rows(directory: Path, stem: str, arrays: dict[str, Array], share: Share) -> dict[str, Array]:
+    """Write this rank's rows of the clouds in `arrays` to a file of its own; return the others and where rows are."""
+    mine = {name: arrays[name] for name in arrays if _ROW.fullmatch(name)}
+    names = [f"{stem}.rows{a}-{b}.npz" for a, b in zip(share.bounds, share.bounds[1:], strict=False)]
+    ranks.together(share.communicator, lambda: write_npz(directory / names[share.communicator.rank], mine))
+    rest = {name: array for name, array in arrays.items() if name not in mine}
+    return rest | {"rows.files": np.asarray(names), "rows.bounds": np.asarray(share.bounds)}
+
+
+def read_rows(path: Path, share: Share | None = None, folder: Path | None = None) -> dict[str, Array]:
+    """Return the arrays of an npz file with those of the files that it names: all rows, or those of a share.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged.
+    """
+    arrays = read_npz(path, folder)
+    first, last = (0, None) if share is None else (share.first, share.last)
+    if "rows.files" not in arrays:
+        return {name: array[first:last] if _ROW.fullmatch(name) else array for name, array in arrays.items()}
+    bounds = [int(bound) for bound in arrays.pop("rows.bounds")]
+    found: dict[str, list[Array]] = {}
+    for name, a, b in zip(arrays.pop("rows.files"), bounds, bounds[1:], strict=False):
+        last_here = b if last is None else min(b, last)
+        if max(a, first) >= last_here:
+            continue
+        for key, array in read_npz(path.with_name(Path(str(name)).name)).items():
+            if len(array) != b - a:
+                raise InputError(f"{name} should hold {b - a} particles, it holds {len(array)}")
+            found.setdefault(key, []).append(array[max(first - a, 0) : last_here - a])
+    return arrays | {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def _clear_rows(directory: Path) -> None:
+    """Remove rows that belong to no checkpoint any more."""
+    stem = CHECKPOINT.removesuffix(".npz")
+    files = set(directory.glob(f"{stem}.*.rows*.npz"))
+    for path in (directory / CHECKPOINT, directory / PREVIOUS) if files else ():
+        with contextlib.suppress(InputError):
+            files -= {directory / str(name) for name in (read_npz(path).get("rows.files", ()) if path.exists() else ())}
+    for path in files:
+        path.unlink(missing_ok=True)
 
 
 # Records ------------------------------------------------------------------------------------------------------------

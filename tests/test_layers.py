@@ -18,7 +18,9 @@ FLOORS = """
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals
-    0.1  account estimate progress signals fields parallel theory canvas readers inputs locks netcdf
+    0.1  account estimate progress signals fields theory canvas readers inputs locks netcdf
+    0.11 ranks
+    0.115 parallel mpi
     0.12 widths ensemble extrapolation markov counters pareto
     0.15 maps
     0.2  claims config schemes verdicts newton
@@ -39,10 +41,11 @@ FLOORS = """
     3.5  hermite finite_volumes quantiles
     3.6  monge
     4    flow fokker_planck gibbs teacher complexity closures
-    4.1  lockstep duality
+    4.1  lockstep duality displacements
+    4.15 spread
     5    observables store
     5.1  bounds increments results minimum
-    5.15 rates regimes
+    5.15 rates regimes keeping
     5.2  planning recovery
     5.3  description
     6    simulate

@@ -132,7 +132,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_disk(tmp_path, monkeypatch):
 
     stopped = run(tmp_path / "cut", True, records=[Record(stop, every=1)], on_failure="return")
     assert stopped.status == "interrupted"
-    assert mapped.folder_of(store.read_checkpoint(tmp_path / "cut" / "run", tmp_path)[0][0].z) == tmp_path
+    assert mapped.folder_of(store.read_checkpoint(tmp_path / "cut" / "run", folder=tmp_path)[0][0].z) == tmp_path
     done = run(tmp_path / "cut", True, records=[Record(stop, every=1)])
     for a, b in zip(whole.clouds, done.clouds, strict=True):
         np.testing.assert_array_equal(a.z, b.z)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small
 
-from meanfield import canvas, entropy, moments, observables
+from meanfield import canvas, displacements, entropy, moments, observables
 from meanfield.cloud import Cloud, cloud_at
 from meanfield.estimate import Estimate
 from meanfield.observables import OBSERVABLES, Unavailable, mean_square
@@ -29,7 +29,7 @@ def read(name, cloud, flow):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_mean_squares_are_those_of_numpy(monkeypatch, dtype, weighted):
     """Of 700 particles in several blocks, each of several pieces."""
-    monkeypatch.setattr(observables, "BLOCK", 64)
+    monkeypatch.setattr(displacements, "BLOCK", 64)
     flow = small.flow()
     weights = np.linspace(1.0, 3.0, 700) if weighted else None
     cloud = moved(flow, m=700, dtype=dtype, weights=weights)
@@ -70,7 +70,7 @@ def test_starts_are_drawn_once_a_run_and_again_where_they_are_too_large(monkeypa
     assert found[0][1] == pytest.approx(expected, rel=1e-12)
     other = moved(flow, seed=5)
     assert read("travelled", other, flow) == pytest.approx(((other.z - origin(other)) ** 2).sum(1).mean(), rel=1e-12)
-    monkeypatch.setattr(observables, "LARGEST_ORIGINS", 0)
+    monkeypatch.setattr(displacements, "LARGEST_ORIGINS", 0)
     fresh = small.flow()
     assert [read("travelled", moved(flow, replicate=1), fresh) for _ in range(2)] == [found[0][1]] * 2
     assert draws == [0, 1, 0, 1, 1]

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield import interactions, noise
+from meanfield import interactions, noise, parallel
 from meanfield.errors import InputError, did_you_mean
+from meanfield.ranks import GRAIN, Share
 
 Array = np.ndarray
 Particles = tuple[Any, Any]  # the cloud and its reference (or None), both of shape (m, D)
@@ -69,7 +70,8 @@ class Moved(NamedTuple):
 class Motion(NamedTuple):
     """A step without account: a kick of length `before`, a channel z <- decay z + sigma xi, a kick of length `after`.
 
-    The noise xi of a particle is named by (seed, step, replicate) in stream DIFFUSION; see `noise`.
+    The noise xi of a particle is named by (seed, step, replicate) in stream DIFFUSION; see `noise`. `first` is the
+    number of the first particle, where the arrays are rows of a larger cloud.
     """
 
     before: float
@@ -79,6 +81,7 @@ class Motion(NamedTuple):
     seed: int
     step: int
     replicate: int
+    first: int = 0
 
 
 class Backend(NamedTuple):
@@ -167,6 +170,43 @@ def choose(n: int, m: int) -> Choice:
     if reason:
         return Choice("numpy", reason)
     return Choice("cpu", f"n m = {work:,} is at least {COMPILED_WORK:,}")
+
+
+SPREAD = ("numpy", "cpu")  # backends whose sums run over all ranks
+
+
+@functools.lru_cache(maxsize=32)
+def shared(name: str, share: Share) -> Backend:
+    """Return the backend of that name for arrays that are a rank's rows of larger ones: its sums are over all ranks.
+
+    Raises
+    ------
+    InputError
+        If the backend is one that cannot.
+    """
+    backend = get(name)
+    if name not in SPREAD:
+        raise InputError(f"the backend '{name}' works on whole clouds, which ranks cannot share; type --backend cpu")
+
+    def within(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with parallel.sharing(share):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    sums = ("predict", "measure", "kick", "midpoint_kick", "roughness", "move", "descend")
+    changed: dict[str, Any] = {field: within(getattr(backend, field)) for field in sums}
+    return backend._replace(**changed)
+
+
+def grain(name: str, n: int) -> int:
+    """Return how many particles ranks must not cut: what a backend measures in one piece over n samples."""
+    if name != "cpu":
+        return GRAIN
+    module = import_module("meanfield.backends.sums")
+    return max(GRAIN, module.BLOCK * module.chunk_size(n))
 
 
 def normals(seed: int, stream: int, *, count: int, width: int, **place: Any) -> Array:

@@ -40,8 +40,8 @@ KEEP_CACHE, KEEP_FROM, KEEP_SHARE = 1 << 24, 16, 0.5
 
 def group_size(m: int, n: int) -> int:
     """Return the number of blocks a thread takes at a time, a power of two, on which no bit depends."""
-    size = 1
-    while size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS * parallel.threads():
+    size, most = 1, parallel.largest_group(BLOCK)
+    while size < most and (size * BLOCK * n < GROUP or -(-blocks_of(m) // size) > GROUPS * parallel.threads()):
         size *= 2
     return min(size, LARGEST_GROUP)
 
@@ -58,14 +58,14 @@ def _nothing(dtype: np.dtype) -> Array:
 
 def _predict(compiled: Rows, inputs: Samples, z: Array, weights: Array | None, kept: Array) -> Array:
     mass = np.empty(0, z.dtype) if weights is None else weights.astype(z.dtype)
-    inverse = z.dtype.type(1.0 / len(z))
+    inverse = z.dtype.type(1.0 / parallel.total(len(z)))
 
     def group(part: slice) -> Array:
         out = np.empty(len(inputs.x))
         fused.predict(inputs.x, z, mass, inverse, part.start, part.stop, compiled.value, kept, out)
         return out
 
-    total = parallel.sum_groups(group, blocks_of(len(z)), group_size(len(z), inputs.n))
+    total = parallel.sum_groups(group, blocks_of(len(z)), group_size(len(z), inputs.n), BLOCK)
     return total[: inputs.n]
 
 
@@ -112,7 +112,8 @@ def _move(
     there, beyond = out or (mapped.like(z), None if far is None else mapped.like(far))
     none = np.empty((0, z.shape[1]), z.dtype)
     lengths = tuple(z.dtype.type(v) for v in (motion.before, motion.decay, motion.sigma, motion.after))
-    names = (np.uint64(motion.step), np.uint64(int(Stream.DIFFUSION) << 24 | motion.replicate), motion.sigma != 0)
+    last_word = np.uint64(int(Stream.DIFFUSION) << 24 | motion.replicate)
+    names = (np.uint64(motion.step), last_word, motion.sigma != 0, np.int64(motion.first))
     trained = (train != "u", train != "theta")
     keys, cx = _keys(motion.seed), c[:, None] * inputs.x
     source, target = (none, none) if far is None else (_rowwise(far), beyond)

@@ -79,17 +79,18 @@ def predict(activation: Activation, x: Array, z: Array, weights: Array | None = 
 def _layer(activation: Activation, x: Array, z: Array) -> Layer:
     n = len(x)
     block = tile = parallel.block_size(n)
-    while 2 * tile * n * z.dtype.itemsize <= TILE:
+    while 2 * tile * n * z.dtype.itemsize <= TILE and 2 * tile <= parallel.largest_group():
         tile *= 2
     return Layer(activation, np.ascontiguousarray(x.T, z.dtype), n, block, tile)
 
 
 def _predict(layer: Layer, z: Array, weights: Array | None, kept: Array | None) -> Array:
     """Return what `predict` does, leaving h in `kept`, shape (m, n)."""
+    m = parallel.total(len(z))
 
     def tile_sum(tile: slice) -> Array:
         h = layer.values(z[tile], None if kept is None else kept[tile])
-        mass = blocks.masses(weights, tile, len(z), z.dtype) * z[tile, -1]
+        mass = blocks.masses(weights, tile, m, z.dtype) * z[tile, -1]
         sums: list[Array] = []
         _blockwise(lambda v, h: sums.extend(np.matmul(v.swapaxes(1, 2), h)[:, 0]), layer.block, mass[:, None], h)
         return tree_sum(np.array(sums, np.float64))

@@ -156,7 +156,8 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
     """Move blocks first .. last - 1 of cloud and reference by kick, channel, kick.
 
     `cx` is c_i x_i, `lengths` (before, decay, sigma, after) in the dtype of z, `names` (step, last word of the
-    counters, whether anything is drawn), `train` whether theta and whether u move; a reference of no length is none.
+    counters, whether anything is drawn, the number of the first particle), `train` whether theta
+    and whether u move; a reference of no length is none.
     """
     d, dtype = x.shape[1], z.dtype
     tt, u = np.empty((d, BLOCK), dtype), np.empty(BLOCK, dtype)
@@ -164,7 +165,7 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
     w, own, h1 = np.empty((SAMPLES, BLOCK), dtype), np.empty((SAMPLES, BLOCK), dtype), np.empty((SAMPLES, BLOCK), dtype)
     xi, none = np.zeros((BLOCK, d + 1), dtype), np.empty((0, 0, BLOCK), dtype)[:, 0]
     before, decay, sigma, after = lengths
-    step, last_word, drawn = names
+    step, last_word, drawn, start = names
     theta, outer = train
     for b in range(last - 1, first - 1, -1):
         count = load(z, b * BLOCK, tt, u)
@@ -172,7 +173,7 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
             field(x, cx, c, tt, pair, slope, kept[b] if kept.shape[0] else none, w, own, h1, gt, gu)
             kick(tt, u, gt, gu, before, theta, outer)
         if drawn:
-            fill(xi[:count], b * BLOCK, step, last_word, keys, np.int64(0))
+            fill(xi[:count], start + b * BLOCK, step, last_word, keys, np.int64(0))
         diffuse(tt, u, xi, decay, sigma, count, theta, outer)
         if after != 0:
             field(x, cx, c, tt, pair, slope, none, w, own, h1, gt, gu)

@@ -22,11 +22,11 @@ Array = np.ndarray
 
 def predict(activation: Activation, x: Array, z: Array, weights: Array | None = None) -> Array:
     """Return sum_j w_j psi_i(z_j), shape (n,). O(n d) a particle."""
-    x = x.astype(z.dtype, copy=False)
+    x, m = x.astype(z.dtype, copy=False), parallel.total(len(z))
 
     def part_sum(part: slice) -> Array:
         block = z[part]
-        mass = blocks.masses(weights, part, len(z), z.dtype) * block[:, -1]
+        mass = blocks.masses(weights, part, m, z.dtype) * block[:, -1]
         return (mass @ activation.value(block[:, :-1] @ x.T)).astype(np.float64)
 
     return parallel.sum_blocks(part_sum, len(z), parallel.block_size(len(x)))
@@ -65,7 +65,7 @@ def measure(
     x = np.ascontiguousarray(x.T, z.dtype).T  # products that predict have the same bits
     inner = (x @ x.T).astype(np.float64)
     norms = np.einsum("ij,ij->i", x, x)
-    m, n = len(z), len(x)
+    m, n = parallel.total(len(z)), len(x)
     mass_square = 1.0 / m if weights is None else float(weights @ weights)
 
     def part_sum(part: slice) -> tuple:
@@ -85,7 +85,7 @@ def measure(
             out += blocks.second_moment(here, there, mass, norms, train, variance)
         return out
 
-    sums = list(parallel.sum_blocks(part_sum, m, parallel.block_size(n)))
+    sums = list(parallel.sum_blocks(part_sum, len(z), parallel.block_size(n)))
     covariance = None
     if variance is not None:
         mean, square = sums.pop(), sums.pop()
@@ -120,7 +120,7 @@ def kick(
     at : ndarray, shape (m, D), optional
         Where the field is taken, if not at z.
     """
-    x, m = x.astype(z.dtype, copy=False), len(z)
+    x, m = x.astype(z.dtype, copy=False), parallel.total(len(z))
     c = c.astype(z.dtype)
     square = (x @ x.T) ** 2 if account else np.empty(0)
     out = np.empty_like(z)
@@ -142,7 +142,7 @@ def kick(
             *blocks.push(block, b, x, mass),
         )
 
-    sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
+    sums = parallel.sum_blocks(part_sum, len(z), parallel.block_size(len(x)))
     return _moved(out, sums) if account else Moved(out)
 
 
@@ -169,7 +169,7 @@ def midpoint_kick(
     Its Jacobian is I + eps M, M = Db(z_mid) (I + eps Db(z) / 2). `remainder` bounds E[eps z . (b_mid - b) / s^2 +
     eps tr Db - log det(I + eps M)], s^2 = `variance`; `speed` and `pull` are those of the midpoint field.
     """
-    x, m = x.astype(z.dtype, copy=False), len(z)
+    x, m = x.astype(z.dtype, copy=False), parallel.total(len(z))
     c = c.astype(z.dtype)
     square, norms = (x @ x.T) ** 2, np.einsum("ij,ij->i", x, x)
     out = np.empty_like(z)
@@ -194,7 +194,7 @@ def midpoint_kick(
             *blocks.push(first, b_mid, x, mass),
         )
 
-    sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
+    sums = parallel.sum_blocks(part_sum, len(z), parallel.block_size(len(x)))
     return _moved(out, sums) if account else Moved(out)
 
 
@@ -208,7 +208,7 @@ def roughness(
         |grad^2 phi|^2 = u^2 q_2' (G o G) q_2 + 2 |X' q_1|^2
         |grad^3 phi|^2 = u^2 q_3' (G o G o G) q_3 + 3 q_2' (G o G) q_2
     """
-    x, m, c = x.astype(z.dtype, copy=False), len(z), c.astype(z.dtype)
+    x, m, c = x.astype(z.dtype, copy=False), parallel.total(len(z)), c.astype(z.dtype)
     inner = x @ x.T
 
     def part_sum(part: slice) -> Array:
@@ -226,7 +226,7 @@ def roughness(
         second = blocks.curvature2(block, x, c, inner**2, train)
         return np.array([blocks.weighted(mass, values) for values in (first, second, third)])
 
-    sums = parallel.sum_blocks(part_sum, m, parallel.block_size(len(x)))
+    sums = parallel.sum_blocks(part_sum, len(z), parallel.block_size(len(x)))
     return float(sums[0]), float(sums[1]), float(sums[2])
 
 
@@ -289,7 +289,8 @@ def diffusion(motion: Motion, z: Array, part: slice, moving: slice) -> Array:
     if not motion.sigma:
         return np.zeros((1, 1), z.dtype)
     xi = noise.normals(
-        motion.seed, Stream.DIFFUSION, step=motion.step, replicate=motion.replicate, first=part.start,
+        motion.seed, Stream.DIFFUSION, step=motion.step, replicate=motion.replicate,
+        first=motion.first + part.start,
         count=part.stop - part.start, width=z.shape[1], dtype=z.dtype,
     )  # fmt: skip
     xi *= z.dtype.type(motion.sigma)

@@ -80,12 +80,13 @@ def chunk_size(n: int) -> int:
 
 def sum_chunks(function: Callable[[slice], tuple], m: int, n: int) -> tuple:
     """Return the dyadic sum of function(blocks of a chunk) over all chunks, worked by the threads."""
-    return parallel.sum_groups(function, blocks_of(m), chunk_size(n))
+    return parallel.sum_groups(function, blocks_of(m), chunk_size(n), BLOCK)
 
 
 def _masses(z: Array, weights: Array | None) -> tuple[Array, Any]:
     """Return the weights in the dtype of the cloud, none for equal ones, and 1 / m."""
-    return np.empty(0, z.dtype) if weights is None else weights.astype(z.dtype), z.dtype.type(1.0 / len(z))
+    mass = np.empty(0, z.dtype) if weights is None else weights.astype(z.dtype)
+    return mass, z.dtype.type(1.0 / parallel.total(len(z)))
 
 
 def _or_none(cloud: Array | None, z: Array) -> Array:
@@ -124,7 +125,7 @@ def measure(
     psi, bend, pull, psi_far, bend_far, pull_far, slope_gap, value_gap, mean = first
     covariance = None
     if variance is not None:
-        mass_square = 1.0 / len(z) if weights is None else float(weights @ weights)
+        mass_square = 1.0 / parallel.total(len(z)) if weights is None else float(weights @ weights)
         covariance = _whole(matrices.pop(), n) - mass_square * np.outer(mean, mean)
     zero = np.zeros(n)
     laplacian, laplacian_far = (bend * norms, bend_far * norms) if theta else (zero, zero)

@@ -1,0 +1,138 @@
+"""Steps on one rank and on two, and what they wait for: `mpirun -n 2 python -m benchmarks.ranks [FILE.json]`.
+
+Rank 0 makes steps of the whole cloud on its own, then both make steps of their halves, in turns; one thread each. While
+one works the other sleeps. Then messages of several lengths go to and fro, and sums of several lengths are formed.
+"""
+
+import json
+import statistics
+import sys
+import time as clock
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from meanfield import Flow, Minibatch, Risk, Unit, mpi, parallel
+from meanfield.cloud import Cloud, gaussian_cloud
+from meanfield.ranks import Share
+from meanfield.spread import share_of
+
+M, N, D, ROUNDS = 1_000_000, 200, 20, 7
+SIZES = [1, 200, 2_000, 10_000, 40_000, 250_000]  # numbers in a message
+CASES = {"euler": (0, "float64"), "euler, float32": (0, "float32"), "euler, batch of 50": (50, "float64"),
+         "kernel": (0, "float64")}  # fmt: skip
+
+
+def flow(name: str) -> Flow:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, D))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    risk = Risk(x, np.sign(x[:, 0]), Unit("tanh"), 2.0, backend="cpu")
+    batch = CASES[name][0]
+    objective = Minibatch(risk, batch) if batch else risk
+    return Flow(objective, 0.01, 0.01, name.split(",")[0], account=False)
+
+
+def wait(ranks: mpi.Mpi) -> None:
+    """Wait for the others without keeping a core busy."""
+    arrived = ranks.world.Ibarrier()
+    while not arrived.Test():
+        clock.sleep(0.002)
+
+
+class Steps:
+    """A cloud that moves on, and the seconds that its steps took."""
+
+    def __init__(self, name: str, share: Share | None) -> None:
+        self.flow, self.seconds = flow(name), []
+        risk = self.flow.objective.full
+        self.cloud: Cloud = gaussian_cloud(M, risk.unit, D, dtype=CASES[name][1], share=share)
+        self.next()
+        self.seconds.clear()
+
+    def next(self) -> None:
+        """Make a step; the cloud is given up, as in a run of this size."""
+        begin = clock.perf_counter()
+        self.cloud = self.flow.advance(self.cloud, 0.01)
+        self.seconds.append(clock.perf_counter() - begin)
+
+
+def compare(ranks: mpi.Mpi, name: str) -> dict[str, float]:
+    """Return median seconds of a step on one rank and on all, and whether all have the bits of one."""
+    risk = flow(name).objective.full
+    share = share_of(risk, M, ranks)
+    alone = Steps(name, None) if ranks.rank == 0 else None
+    wait(ranks)
+    all_ = Steps(name, share)
+    for _ in range(ROUNDS):
+        wait(ranks)
+        if alone is not None:
+            alone.next()
+        wait(ranks)
+        all_.next()
+    own = None if alone is None else alone.cloud.z[: share.count]
+    equal = 0.0 if own is None or np.array_equal(own, all_.cloud.z) else 1.0
+    one = statistics.median(alone.seconds) if alone is not None else 0.0
+    two = ranks.largest(statistics.median(all_.seconds))
+    return {"one": ranks.broadcast(one), "all": two, "equal": 1.0 - ranks.largest(equal)}
+
+
+def timed(work: Callable[[], object], times: int) -> float:
+    """Return the median of five means over `times` calls."""
+    means = []
+    for _ in range(5):
+        begin = clock.perf_counter()
+        for _ in range(times):
+            work()
+        means.append((clock.perf_counter() - begin) / times)
+    return statistics.median(means)
+
+
+def messages(ranks: mpi.Mpi) -> dict[str, list[float]]:
+    """Return seconds of a message one way, of a sum to all ranks, and of an agreement on one number."""
+    out: dict[str, list[float]] = {"numbers": [float(size) for size in SIZES], "message": [], "sum": []}
+    share = Share(ranks, tuple(range(ranks.size + 1)), 1)
+    for size in SIZES:
+        value, times = np.zeros(size), 100 if size < 20_000 else 5
+
+        def to_and_fro(value: np.ndarray = value) -> None:
+            if ranks.rank == 0:
+                ranks.send(value, 1)
+                ranks.receive(1)
+            elif ranks.rank == 1:
+                ranks.send(ranks.receive(0), 0)
+
+        wait(ranks)
+        out["message"].append(timed(to_and_fro, times) / 2)
+        wait(ranks)
+        out["sum"].append(timed(lambda v=value: share.sum(1, lambda tree: tree.add(ranks.rank, v)), times))
+    wait(ranks)
+    out["largest"] = [timed(lambda: ranks.largest(1.0), 200)]
+    return out
+
+
+def main() -> None:
+    """Measure and write."""
+    ranks = mpi.world()
+    if ranks is None or ranks.size < 2:
+        raise SystemExit("type mpirun -n 2 python -m benchmarks.ranks")
+    parallel.set_threads(1)
+    found = {"ranks": ranks.size, "m": M, "n": N, "d": D, "rounds": ROUNDS}
+    with parallel.single_threaded_blas():
+        found["steps"] = {name: compare(ranks, name) for name in CASES}
+    found["messages"] = messages(ranks)
+    if ranks.rank == 0:
+        for name, row in found["steps"].items():
+            print(f"{name:20} one {row['one']:.3f} s, {ranks.size} {row['all']:.3f} s, {row['one'] / row['all']:.2f}x, "
+                  f"{'equal bits' if row['equal'] else 'OTHER BITS'}")  # fmt: skip
+        for k, size in enumerate(SIZES):
+            print(f"{size:9} numbers: message {found['messages']['message'][k] * 1e6:.1f} us, "
+                  f"sum {found['messages']['sum'][k] * 1e6:.1f} us")  # fmt: skip
+        print(f"largest of one number each: {found['messages']['largest'][0] * 1e6:.1f} us")
+        if len(sys.argv) > 1:
+            Path(sys.argv[1]).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

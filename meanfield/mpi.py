@@ -1,0 +1,170 @@
+"""The communicator of processes that were started by mpirun or srun; mpi4py is imported where it is asked for.
+
+    mpirun -n 4 meanfield run CONFIG.toml          the cloud is spread over four ranks (`ranks`)
+    mpirun -n 4 meanfield sweep CONFIG.toml        rank 0 hands out points, the others run them
+
+Every message carries its number, so that ranks which went different ways say so instead of mixing up their numbers.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import time as clock
+from collections.abc import Iterator
+from typing import Any
+
+from meanfield.errors import InputError, MeanfieldError
+from meanfield.ranks import Apart
+
+# What launchers tell a process of how many there are; the last two tell no number.
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+LAUNCHED = (*SIZES, "PMI_RANK", "PMIX_RANK")
+# Seconds that a rank which cannot go on waits for the others to come to the same end, before it stops them.
+GRACE = 10.0
+
+
+class Mpi:
+    """The ranks of an MPI communicator; see `ranks.Communicator`."""
+
+    def __init__(self, communicator: Any) -> None:
+        self.world = communicator
+        self.rank, self.size = int(communicator.rank), int(communicator.size)
+        self._errors = communicator.Dup()
+        self._turn = 0
+
+    @functools.cached_property
+    def neighbours(self) -> int:
+        """The number of ranks on this machine."""
+        from mpi4py import MPI
+
+        return int(self.world.Split_type(MPI.COMM_TYPE_SHARED).size)
+
+    def threads(self) -> int:
+        """Return how many threads this rank may use: its cores, shared with the ranks that were given the same."""
+        from mpi4py import MPI
+
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        others = self.world.Split_type(MPI.COMM_TYPE_SHARED).allgather(mine)
+        return max(1, len(mine) // sum(bool(mine & other) for other in others))
+
+    def send(self, value: Any, to: int) -> None:
+        """Send a value to a rank that waits for it in `receive`."""
+        self.world.send((self._turn, value), to)
+
+    def receive(self, source: int) -> Any:
+        """Return what a rank sent to this one."""
+        return self._checked(self.world.recv(source=source), source)
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return the value of the rank `root`, on all ranks."""
+        self._turn += 1
+        return self._checked(self.world.bcast((self._turn, value), root), root) if self.size > 1 else value
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on all ranks."""
+        self._turn += 1
+        return [self._checked(found, r) for r, found in enumerate(self.world.allgather((self._turn, value)))]
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the values of all ranks, on all ranks."""
+        from mpi4py import MPI
+
+        return float(self.world.allreduce(float(value), MPI.MAX))
+
+    def _checked(self, message: tuple[int, Any], source: int) -> Any:
+        turn, value = message
+        if turn != self._turn:
+            raise Apart(
+                f"rank {self.rank} is at its message {self._turn}, rank {source} at {turn}: a bug, please report"
+            )
+        return value
+
+    def alone(self) -> bool:
+        """Return whether the others do not come to the same end as this rank within `GRACE` seconds."""
+        arrived, begin = self._errors.Ibarrier(), clock.monotonic()
+        while not arrived.Test():
+            if clock.monotonic() - begin > GRACE:
+                return True
+            clock.sleep(0.01)
+        return False
+
+    def abort(self, code: int) -> None:
+        """End all ranks at once."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.world.Abort(code)
+
+
+def launched() -> bool:
+    """Return whether mpirun, srun or the like started this process."""
+    return any(name in os.environ for name in LAUNCHED)
+
+
+@functools.cache
+def world() -> Mpi | None:
+    """Return all processes that were started together by mpirun or the like, None where this one was not.
+
+    Raises
+    ------
+    InputError
+        If mpi4py is missing, or belongs to another MPI than the launcher.
+    """
+    if not launched():
+        return None
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"this was started by mpirun, and mpi4py cannot be used ({error}): every process would do the same; type "
+            'pip install "meanfield-nn[mpi]", or on a cluster pip install --no-binary mpi4py mpi4py with its MPI loaded'
+        ) from error
+    found = Mpi(MPI.COMM_WORLD)
+    asked = next((int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()), found.size)
+    if asked != found.size:
+        raise InputError(
+            f"mpirun started {asked} processes and mpi4py sees {found.size}: they belong to different MPIs; call the "
+            "mpirun that lies beside this python, or build mpi4py with the cluster's MPI (pip install --no-binary "
+            "mpi4py mpi4py)"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def workers(ranks: Mpi) -> Iterator[Any]:
+    """Yield on rank 0 an executor whose workers are the other ranks; the others work until rank 0 is through."""
+    from mpi4py.futures import MPICommExecutor
+
+    with MPICommExecutor(ranks.world, root=0) as executor:
+        yield executor
+
+
+@contextlib.contextmanager
+def guarded(ranks: Mpi | None) -> Iterator[None]:
+    """Let an error that all ranks meet be raised on rank 0 and end the others silently; one of a rank's own ends all.
+
+    The others might wait for that rank for ever, so it says what happened first.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if ranks is None or ranks.size == 1:
+            raise
+        code = (
+            error.exit_code if isinstance(error, MeanfieldError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        )
+        if ranks.alone():
+            _say(ranks, error)
+            ranks.abort(code)
+        if ranks.rank == 0:
+            raise
+        raise SystemExit(code) from error
+
+
+def _say(ranks: Mpi, error: BaseException) -> None:
+    import traceback
+
+    if not isinstance(error, MeanfieldError | KeyboardInterrupt):
+        traceback.print_exception(error)
+    what = str(error) or type(error).__name__
+    print(f"meanfield: rank {ranks.rank} of {ranks.size}: {what}; all ranks are stopped", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,224 @@
+"""Runs under a real mpirun: equal bits for any number of ranks, restarts on others, sweeps, and errors told once."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time as clock
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_ranks
+from test_resume import assert_equal_bits
+
+from meanfield import experiment, mpi, parallel, store
+from meanfield.errors import InputError
+from meanfield.planning import Record
+from meanfield.results import Run
+from meanfield.simulate import load
+
+BESIDE = Path(sys.executable).with_name("mpirun")
+MPIRUN = str(BESIDE) if BESIDE.exists() else shutil.which("mpirun")
+MISSING = MPIRUN is None or importlib.util.find_spec("mpi4py") is None
+needs_mpi = pytest.mark.skipif(MISSING, reason='mpi4py or mpirun is missing: pip install "meanfield-nn[mpi]"')
+
+CONFIG = """
+[data]
+source = "digits"
+classes = [3, 8]
+n = 20
+[network]
+activation = "tanh"
+[cloud]
+m = 16500
+replicates = 2
+[flow]
+lam = 0.01
+eta = 0.02
+steps = 3
+scheme = "euler"
+[record]
+observables = ["loss", "kl_account"]
+bounds_every = 1
+"""
+CASES = [(name, dtype) for name in test_ranks.MAIN for dtype in ("float64", "float32")]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """An environment in which Open MPI starts any number of ranks on any machine, as whoever runs the tests."""
+    ours = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    return {**os.environ, **ours, **more}
+
+
+def line(ranks: int, *words: object) -> list[str]:
+    start = [str(MPIRUN), "-n", str(ranks), "--oversubscribe"] if ranks else []
+    return [*start, sys.executable, *map(str, words)]
+
+
+def start(ranks: int, *words: object, expect: int = 0, **more: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        line(ranks, *words), capture_output=True, text=True, env=environment(**more), timeout=100
+    )  # fmt: skip
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def run(folder: Path, name: str, dtype: str, communicator: object = None, **more: object) -> Run:
+    """Run a case in a directory of its own, on the ranks that come."""
+    return test_ranks.carry(name, communicator, dtype=dtype, directory=folder / f"{name}-{dtype}", **more)
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_write_what_one_process_writes(tmp_path, ranks):
+    """Of `euler` and `kernel`, in both precisions, over all samples and over batches."""
+    start(ranks, __file__, "cases", tmp_path / "ranks")
+    for name, dtype in CASES:
+        alone, place = run(tmp_path / "alone", name, dtype), tmp_path / "ranks" / f"{name}-{dtype}"
+        assert_equal_bits(load(place), alone)
+        assert store.read_json(place / "metadata.json")["ranks"] == ranks
+        assert len(list(place.glob("checkpoint.*.rows*.npz"))) == ranks
+
+
+def slow(cloud, flow):
+    clock.sleep(0.05 if os.environ.get("SLOW") else 0.0)
+    return 0.0
+
+
+RESTART: dict = dict(checkpoint_seconds=0, observables=["loss", "kl_account"], records=[Record(slow)])
+
+
+@needs_mpi
+def test_two_ranks_that_were_killed_go_on_as_three(tmp_path):
+    place = tmp_path / "kernel-float64"
+    with subprocess.Popen(line(2, __file__, "restart", tmp_path), env=environment(SLOW="1")) as process:
+        deadline = clock.monotonic() + 60
+        while not list(place.glob("checkpoint.*.rows*")) and process.poll() is None and clock.monotonic() < deadline:
+            clock.sleep(0.01)
+        assert store.read_json(place / "metadata.json")["status"] == "running"
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    wait_for_ranks_to_end(tmp_path)
+    assert store.read_json(place / "metadata.json")["status"] == "running"
+    start(3, __file__, "restart", tmp_path)
+    assert_equal_bits(load(place), run(tmp_path / "alone", "kernel", "float64", **RESTART))
+
+
+def wait_for_ranks_to_end(out: Path) -> None:
+    """Wait until no process works in a directory: ranks end a moment after their mpirun was killed."""
+    deadline = clock.monotonic() + 30
+    while clock.monotonic() < deadline:
+        lines = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
+        texts = []
+        for line in lines:
+            try:
+                texts.append(line.read_bytes().decode(errors="replace"))
+            except OSError:
+                continue
+        if not any(str(out) in text for text in texts):
+            return
+        clock.sleep(0.1)
+    raise AssertionError("ranks outlived their mpirun")
+
+
+def configured(folder: Path) -> Path:
+    path = folder / "config.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@needs_mpi
+def test_the_command_line_spreads_a_run(tmp_path):
+    words = ("-m", "meanfield", "run", configured(tmp_path), "--out")
+    said = [start(ranks, *words, tmp_path / f"{ranks}").stdout for ranks in (0, 2)]
+    assert experiment.compare(tmp_path / "0", tmp_path / "2") == ([], True)
+    assert said[1].count("Run: finished") == 1 and (tmp_path / "2" / "report.html").exists()
+    assert start(2, *words, tmp_path / "2").stdout.count("is finished; nothing was changed") == 1
+
+
+@needs_mpi
+def test_an_error_of_all_ranks_is_one_message(tmp_path):
+    path = configured(tmp_path)
+    words = ("-m", "meanfield", "run", path, "--set", "cloud.m=4096", "--out", tmp_path / "out", "--quiet")
+    done = start(2, *words, expect=2)
+    assert done.stderr.count("which 2 ranks cannot share") == 1 and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+FAILS = """
+import sys
+from meanfield import mpi
+ranks = mpi.world()
+with mpi.guarded(ranks):
+    if ranks.rank == 1:
+        mpi.GRACE = 0.2
+        raise ArithmeticError("only here")
+    ranks.broadcast(None, 1)
+"""
+
+
+@needs_mpi
+def test_an_error_of_one_rank_ends_all_with_its_message(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    done = start(2, script, expect=1)
+    assert "rank 1 of 2: only here; all ranks are stopped" in done.stderr
+
+
+@needs_mpi
+def test_a_sweep_hands_its_points_to_the_other_ranks(tmp_path):
+    path = configured(tmp_path)
+    path.write_text(path.read_text() + '[sweep]\n"flow.lam" = [0.01, 0.1, 1.0]\n')
+    words = ("-m", "meanfield", "sweep", path, "--set", "cloud.m=500", "--threads", 1, "--out")
+    done = start(3, *words, tmp_path / "ranks")
+    assert "3 points (3 flow.lam): 3 finished" in done.stdout
+    start(0, *words, tmp_path / "alone")
+    one, other = (store.read_dataset(tmp_path / name / "sweep.nc") for name in ("ranks", "alone"))
+    assert np.array_equal(one.loss.values, other.loss.values) and one.sizes["flow.lam"] == 3
+
+
+def test_a_process_on_its_own_has_no_ranks(monkeypatch):
+    for name in mpi.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert mpi.world.__wrapped__() is None
+    with mpi.guarded(None), pytest.raises(InputError, match="plain"):
+        raise InputError("plain")
+
+
+def test_mpirun_without_mpi4py_is_refused_with_what_to_type(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(InputError, match=r'pip install "meanfield-nn\[mpi\]"'):
+        mpi.world.__wrapped__()
+
+
+@needs_mpi
+def test_an_mpi_of_another_launcher_is_refused(tmp_path):
+    """Ranks that a foreign mpirun started see themselves alone, and would all write to one directory."""
+    words = ("-m", "meanfield", "run", configured(tmp_path), "--out", tmp_path / "out")
+    done = start(0, *words, expect=2, PMI_SIZE="2")
+    assert "mpirun started 2 processes and mpi4py sees 1" in done.stderr and not (tmp_path / "out").exists()
+
+
+def main(task: str, folder: str) -> None:
+    """Do on every rank what a test above has started mpirun for."""
+    communicator = mpi.world()
+    parallel.set_threads(1)
+    if task == "cases":
+        for name, dtype in CASES:
+            run(Path(folder), name, dtype, communicator)
+    else:
+        run(Path(folder), "kernel", "float64", communicator, **RESTART)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
