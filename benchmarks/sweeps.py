@@ -1,0 +1,230 @@
+"""Sweeps that are killed, and sweeps on two processes: what README.md promises of `meanfield sweep`, as a campaign.
+
+    python -m benchmarks.sweeps kills     # 200 points, killed at random and started again: are the bits the same?
+    python -m benchmarks.sweeps speed     # the same sweep serial and on two processes, in turns
+
+Each prints its sentence and writes it with all its counts to docs/benchmarks/sweeps_<name>.json (or --out).
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray
+
+from benchmarks import machine
+from meanfield import config, store, workers
+from meanfield.sweep import sweep
+
+ROOT = Path(__file__).parents[1]
+TEXT = """
+[data]
+source = "sphere"
+n = 10
+d = 3
+[cloud]
+replicates = 2
+[flow]
+scheme = "euler"
+lam = 0.05
+time = 1.0
+eta = 0.02
+allow_unstable = true
+[record]
+observables = ["loss", "prediction", "coupled_distance", "w2_upper", "kernel_drift"]
+bounds_every = 3
+[output]
+checkpoint_seconds = 0.02
+[sweep]
+network.activation = ["tanh", "linear"]
+network.alpha = ["1", "m^0.25", "sqrt(m)", 25.0]
+cloud.m = [16, 32, 64, 128, 256]
+cloud.seed = [0, 1, 2, 3, 4]
+"""  # 200 points; some of the linear ones at alpha = 25 diverge
+SPEED = {
+    "network.activation": ["tanh"],
+    "network.alpha": ["1", "sqrt(m)"],
+    "cloud.m": [4096],
+    "cloud.seed": [*range(12)],
+}
+POINTS = 200
+GROUP, MAIN, WORKER = "main process and workers", "main process alone", "one worker"
+
+
+def command(folder: Path, jobs: int) -> list[str]:
+    return [sys.executable, "-m", "meanfield", "sweep", "grid.toml", "--out", str(folder), "--jobs", str(jobs)]
+
+
+def begin(folder: Path, out: Path, jobs: int) -> subprocess.Popen:
+    """Start the command in a session of its own, so that it can be killed with its workers and nobody else."""
+    return subprocess.Popen(
+        command(out, jobs), cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+# --- killed at random ---------------------------------------------------------------------------------------------
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has made, and theirs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue  # it has just ended
+        if int(text.rpartition(")")[2].split()[1]) == pid:
+            found += [int(path.parent.name), *descendants(int(path.parent.name))]
+    return found
+
+
+def strike(process: subprocess.Popen, whom: str, pause: float, rng: random.Random, out: Path) -> dict:
+    """Send SIGKILL after a pause, wait until everybody has ended, and return what was hit."""
+    time.sleep(pause)
+    children = descendants(process.pid)
+    alive = process.poll() is None
+    if alive and whom == GROUP:
+        os.killpg(process.pid, signal.SIGKILL)
+    elif alive:
+        os.kill(rng.choice(children) if whom == WORKER and children else process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        time.sleep(0.01)
+    after = states(out)
+    kill = {
+        "whom": whom if alive else "nobody", "exit": process.returncode, "ended": ended(after),
+        "half made": sum(after.values()) - ended(after), "torn": len(list(out.rglob("*.tmp*"))),
+    }  # fmt: skip
+    print(kill, file=sys.stderr, flush=True)
+    return kill
+
+
+def states(out: Path) -> Counter:
+    return Counter(workers.state(path)[0] for path in (out / "points").glob("*"))
+
+
+def kill_until(folder: Path, out: Path, wanted: int, seed: int) -> list[dict]:
+    """Start the sweep and kill it, until so many kills have left points half made; return all of them.
+
+    One kill in eight comes in the first second, while the points are planned; the others after a few more points, at a
+    random moment; a few at the end while nothing but the Dataset is made.
+    """
+    rng, kills = random.Random(seed), []
+    while sum(kill["half made"] > 0 for kill in kills) < wanted and ended(states(out)) < POINTS:
+        early, more, pause = rng.random() < 1 / 8, rng.randint(1, 8), rng.uniform(0, 0.5)
+        process, whom, before = begin(folder, out, 2), rng.choice([GROUP, MAIN, WORKER]), ended(states(out))
+        while not early and ended(states(out)) < before + more and process.poll() is None:
+            time.sleep(0.02)
+        kills.append(strike(process, whom, pause * (1 + early), rng, out))
+    return kills
+
+
+def kill_collecting(folder: Path, out: Path, count: int, seed: int) -> list[dict]:
+    """Kill the sweep whose points have all ended, at random moments up to when it would end by itself."""
+    process, first = begin(folder, out, 2), time.monotonic()
+    process.communicate()
+    rng, seconds = random.Random(seed), time.monotonic() - first
+    return [strike(begin(folder, out, 2), GROUP, rng.uniform(0.5, 1) * seconds, rng, out) for _ in range(count)]
+
+
+def ended(counts: Counter) -> int:
+    return sum(counts[status] for status in workers.ENDED)
+
+
+def differences(one: xarray.Dataset, other: xarray.Dataset, here: Path, there: Path) -> list[str]:
+    """Return what two sweeps differ in: the Dataset with its attributes, every value's bits, every last cloud's."""
+    found = [] if one.identical(other) else ["Dataset"]
+    names = [str(name) for name in one.variables if one[name].dtype.kind in "fiu"]
+    found += [name for name in names if one[name].values.tobytes() != other[name].values.tobytes()]
+    for place in one.directory.values.ravel():
+        pairs = zip(store.read_checkpoint(here / place)[0], store.read_checkpoint(there / place)[0], strict=True)
+        found += [str(place) for a, b in pairs if a.z.tobytes() != b.z.tobytes() or a.step != b.step]
+    return found
+
+
+def kills(folder: Path, wanted: int, seed: int) -> dict:
+    (folder / "grid.toml").write_text(TEXT)
+    whole = sweep(folder / "grid.toml", folder / "whole")
+    out = folder / "killed"
+    struck = kill_until(folder, out, wanted, seed)
+    hit = [kill for kill in struck if kill["half made"]]
+    said: list[str] = []
+    sweep(folder / "grid.toml", out, say=said.append)
+    struck += kill_collecting(folder, out, 5, seed)
+    data = sweep(folder / "grid.toml", out)
+    found = differences(data, whole, out, folder / "whole")
+    ends = Counter(whole.status.values.ravel().tolist())
+    whom = Counter(kill["whom"] for kill in hit)
+    sentence = (
+        f"{whole.status.size} points ({ends['finished']} finish, {ends['diverged']} diverge), {len(struck)} times "
+        f"killed with SIGKILL, {len(hit)} times with points half made ("
+        + ", ".join(f"{count} {name}" for name, count in whom.items())
+        + f"); {said[0].split(', ')[-1]} at the end: "
+        + (f"differs in {found}" if found else "Dataset identical, every value and every last cloud equal to the bit")
+    )
+    return {"sentence": sentence, "same": not found, "differences": found, "kills": struck}
+
+
+# --- two processes ------------------------------------------------------------------------------------------------
+
+
+def whole_sweep(folder: Path, jobs: int) -> float:
+    """Return the seconds of the command from a fresh process to its end, in a new directory."""
+    out, first = folder / f"speed-{time.monotonic_ns()}", time.perf_counter()
+    process = begin(folder, out, jobs)
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors)
+    return time.perf_counter() - first
+
+
+def speed(folder: Path, repeats: int) -> dict:
+    (folder / "grid.toml").write_text(TEXT)
+    chosen = config.to_dict(config.load(folder / "grid.toml")) | {"sweep": SPEED}
+    (folder / "grid.toml").write_text(config.dumps(config.parse(chosen)))
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for jobs, seconds in times.items():
+            seconds.append(whole_sweep(folder, jobs))
+            print(f"--jobs {jobs}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+    points = int(np.prod([len(values) for values in SPEED.values()]))
+    serial, double = (statistics.median(times[jobs]) for jobs in (1, 2))
+    sentence = (
+        f"{points} points of {serial / points:.2f} s: {serial:.1f} s serial, {double:.1f} s with --jobs 2, "
+        f"{serial / double:.2f} times faster (medians of {repeats}, in turns)"
+    )
+    return {"sentence": sentence, "ratio": serial / double, "seconds": times}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("kills", "speed"))
+    parser.add_argument("--kills", type=int, default=25, help="so many have to hit points under way")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks", help="folder for what was found")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="meanfield-sweeps-") as name:
+        folder = Path(name)
+        found = kills(folder, chosen.kills, chosen.seed) if chosen.what == "kills" else speed(folder, chosen.repeats)
+    found = {"machine": machine.describe(2), **found}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / f"sweeps_{chosen.what}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(found["sentence"])
+    return 0 if found.get("same", True) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
