@@ -38,7 +38,7 @@ replicates = 2
 [flow]
 scheme = "euler"
 lam = 0.05
-time = 1.0
+time = 0.6
 eta = 0.02
 allow_unstable = true
 [record]
@@ -58,7 +58,7 @@ SPEED = {
     "cloud.m": [4096],
     "cloud.seed": [*range(12)],
 }
-POINTS = 200
+POINTS, PATIENCE = 200, 600  # points, and seconds that a process may take to end
 GROUP, MAIN, WORKER = "main process and workers", "main process alone", "one worker"
 
 
@@ -77,29 +77,29 @@ def begin(folder: Path, out: Path, jobs: int) -> subprocess.Popen:
 # --- killed at random ---------------------------------------------------------------------------------------------
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has made, and theirs."""
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the processes in which a sweep runs its points, without the one that looks after their semaphores."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            text = path.read_text()
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
         except OSError:
             continue  # it has just ended
-        if int(text.rpartition(")")[2].split()[1]) == pid:
-            found += [int(path.parent.name), *descendants(int(path.parent.name))]
     return found
 
 
 def strike(process: subprocess.Popen, whom: str, pause: float, rng: random.Random, out: Path) -> dict:
     """Send SIGKILL after a pause, wait until everybody has ended, and return what was hit."""
     time.sleep(pause)
-    children = descendants(process.pid)
+    children = workers_of(process)
     alive = process.poll() is None
     if alive and whom == GROUP:
         os.killpg(process.pid, signal.SIGKILL)
     elif alive:
         os.kill(rng.choice(children) if whom == WORKER and children else process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     while any(Path(f"/proc/{child}").exists() for child in children):
         time.sleep(0.01)
     after = states(out)
