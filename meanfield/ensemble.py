@@ -207,8 +207,9 @@ def over(data: "xarray.Dataset", *keys: str) -> "xarray.Dataset":
     """Return mean and standard error over the points along keys such as "cloud.seed", and over "replicate" if named.
 
     x -> mean of x, and x_se -> sqrt(sum (x - mean)^2 / (k (k - 1))) over the k points, which takes the place of the
-    errors x_se within runs: NaN for k = 1. Points that have no x, because they diverged or did not run, make its mean
-    NaN: a mean over those that are left would be of another law. Select first (`data.sel`) where that is wanted.
+    errors x_se within runs: NaN for k = 1. What is along none of the keys keeps its error. Points that have no x,
+    because they diverged or did not run, make its mean NaN: a mean over those that are left would be of another law.
+    Select first (`data.sel`) where that is wanted.
 
     Left out, and named in the attribute `left_out`: descriptions that differ, and variables along `record` or `bound`,
     whose times differ between points (`last` first, or fix flow.eta).
@@ -218,15 +219,17 @@ def over(data: "xarray.Dataset", *keys: str) -> "xarray.Dataset":
     InputError
         If a key is no dimension.
     """
+    import xarray
+
     for key in keys:
         if key not in data.dims:
             raise InputError(f"{key!r} is no dimension of this Dataset: it has {', '.join(map(str, data.dims))}")
-    out, errors, left = {}, {}, []
+    out, errors, left, empty = {}, {}, [], xarray.DataArray()
     for name, variable in data.data_vars.items():
         text, dims = str(name), [key for key in keys if key in variable.dims]
         first = variable.isel(dict.fromkeys(dims, 0), drop=True)
         plain = variable.dtype.kind in "biuf" and text not in DESCRIBED
-        if text.endswith("_se") and text.removesuffix("_se") in data:
+        if text.endswith("_se") and set(keys) & set(data.get(text.removesuffix("_se"), empty).dims):
             continue
         if not dims or (not plain and bool((variable == first).all())):
             out[text] = first

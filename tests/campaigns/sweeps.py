@@ -58,7 +58,7 @@ SPEED = {
     "cloud.seed": [*range(12)],
 }
 POINTS, PATIENCE = 200, 600  # points, and seconds that a process may take to end
-GROUP, MAIN, WORKER = "main process and workers", "main process alone", "one worker"
+GROUP, MAIN, WORKER, NOBODY = "main process and workers", "main process alone", "one worker", "nobody"
 
 
 def command(folder: Path, jobs: int) -> list[str]:
@@ -94,16 +94,17 @@ def strike(process: subprocess.Popen, whom: str, pause: float, rng: random.Rando
     time.sleep(pause)
     children = workers_of(process)
     alive = process.poll() is None
+    whom = MAIN if whom == WORKER and not children else whom
     if alive and whom == GROUP:
         os.killpg(process.pid, signal.SIGKILL)
     elif alive:
-        os.kill(rng.choice(children) if whom == WORKER and children else process.pid, signal.SIGKILL)
+        os.kill(rng.choice(children) if whom == WORKER else process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     while any(Path(f"/proc/{child}").exists() for child in children):
         time.sleep(0.01)
     after = states(out)
     return {
-        "whom": whom if alive else "nobody", "exit": process.returncode, "ended": ended(after),
+        "whom": whom if alive else NOBODY, "exit": process.returncode, "ended": ended(after),
         "half made": sum(after.values()) - ended(after), "torn": len(list(out.rglob("*.tmp*"))),
     }  # fmt: skip
 
@@ -125,7 +126,7 @@ def kill_until(folder: Path, out: Path, wanted: int, seed: int) -> list[dict]:
         while not early and ended(states(out)) < before + more and process.poll() is None:
             time.sleep(0.1)
         kills.append(strike(process, whom, pause * (1 + early), rng, out))
-        kills[-1]["hit"] = not early and kills[-1]["whom"] == whom and kills[-1]["half made"] > 0
+        kills[-1]["hit"] = not early and kills[-1]["whom"] != NOBODY and kills[-1]["half made"] > 0
         sys.stderr.write(f"{kills[-1]}\n")
     return kills
 
