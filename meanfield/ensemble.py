@@ -81,7 +81,7 @@ def combine(
 
     coords: dict[str, Any] = {key: coordinate(key, values) for key, values in axes.items()}
     grid = _Grid(tuple(axes), tuple(len(values) for values in axes.values()))
-    runs = [None if run is None else _prepared(run) for run in found]
+    runs = [None if run is None else prepared(run) for run in found]
     here = [run for run in runs if run is not None]
     variables: dict[str, Any] = {}
     for clock, (index, count) in CLOCKS.items():
@@ -104,8 +104,11 @@ def combine(
     return xarray.Dataset(variables | described | texts, coords, attrs)
 
 
-def _prepared(run: "xarray.Dataset") -> "xarray.Dataset":
-    """Return the records without index variables, and at the last record what is along samples and time."""
+def prepared(run: "xarray.Dataset") -> "xarray.Dataset":
+    """Return the records without index variables, and at the last record what is along samples and time.
+
+    What `combine` keeps of a run; doing it twice changes nothing.
+    """
     run = run.drop_vars([name for name in ("replicate", "sample") if name in run.coords])
     run = run.drop_indexes([clock for clock in CLOCKS if clock in run.xindexes])
     late = [n for n, v in run.data_vars.items() if "sample" in v.dims and "time" in v.dims and run.sizes["time"]]

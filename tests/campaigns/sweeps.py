@@ -51,7 +51,12 @@ network.alpha = ["1", "m^0.25", "sqrt(m)", 25.0]
 cloud.m = [16, 32, 64, 128, 256]
 cloud.seed = [0, 1, 2, 3, 4]
 """  # 200 points; some of the linear ones at alpha = 25 diverge
-SPEED = {"network.activation": ["tanh"], "network.alpha": ["1", "sqrt(m)"], "cloud.m": [256], "cloud.seed": [*range(40)]}
+SPEED = {
+    "network.activation": ["tanh"],
+    "network.alpha": ["1", "sqrt(m)"],
+    "cloud.m": [256],
+    "cloud.seed": [*range(40)],
+}
 POINTS, PATIENCE = 200, 600  # points, and seconds that a process may take to end
 GROUP, MAIN, WORKER, NOBODY = "main process and workers", "main process alone", "one worker", "nobody"
 
