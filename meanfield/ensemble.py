@@ -81,7 +81,7 @@ def combine(
 
     coords: dict[str, Any] = {key: coordinate(key, values) for key, values in axes.items()}
     grid = _Grid(tuple(axes), tuple(len(values) for values in axes.values()))
-    runs = [None if run is None else _prepared(run) for run in found]
+    runs = [None if run is None else prepared(run) for run in found]
     here = [run for run in runs if run is not None]
     variables: dict[str, Any] = {}
     for clock, (index, count) in CLOCKS.items():
@@ -104,8 +104,11 @@ def combine(
     return xarray.Dataset(variables | described | texts, coords, attrs)
 
 
-def _prepared(run: "xarray.Dataset") -> "xarray.Dataset":
-    """Return the records without index variables, and at the last record what is along samples and time."""
+def prepared(run: "xarray.Dataset") -> "xarray.Dataset":
+    """Return the records without index variables, and at the last record what is along samples and time.
+
+    What `combine` keeps of a run; doing it twice changes nothing.
+    """
     run = run.drop_vars([name for name in ("replicate", "sample") if name in run.coords])
     run = run.drop_indexes([clock for clock in CLOCKS if clock in run.xindexes])
     late = [n for n, v in run.data_vars.items() if "sample" in v.dims and "time" in v.dims and run.sizes["time"]]
@@ -207,8 +210,9 @@ def over(data: "xarray.Dataset", *keys: str) -> "xarray.Dataset":
     """Return mean and standard error over the points along keys such as "cloud.seed", and over "replicate" if named.
 
     x -> mean of x, and x_se -> sqrt(sum (x - mean)^2 / (k (k - 1))) over the k points, which takes the place of the
-    errors x_se within runs: NaN for k = 1. Points that have no x, because they diverged or did not run, make its mean
-    NaN: a mean over those that are left would be of another law. Select first (`data.sel`) where that is wanted.
+    errors x_se within runs: NaN for k = 1. What is along none of the keys keeps its error. Points that have no x,
+    because they diverged or did not run, make its mean NaN: a mean over those that are left would be of another law.
+    Select first (`data.sel`) where that is wanted.
 
     Left out, and named in the attribute `left_out`: descriptions that differ, and variables along `record` or `bound`,
     whose times differ between points (`last` first, or fix flow.eta).
@@ -218,15 +222,17 @@ def over(data: "xarray.Dataset", *keys: str) -> "xarray.Dataset":
     InputError
         If a key is no dimension.
     """
+    import xarray
+
     for key in keys:
         if key not in data.dims:
             raise InputError(f"{key!r} is no dimension of this Dataset: it has {', '.join(map(str, data.dims))}")
-    out, errors, left = {}, {}, []
+    out, errors, left, empty = {}, {}, [], xarray.DataArray()
     for name, variable in data.data_vars.items():
         text, dims = str(name), [key for key in keys if key in variable.dims]
         first = variable.isel(dict.fromkeys(dims, 0), drop=True)
         plain = variable.dtype.kind in "biuf" and text not in DESCRIBED
-        if text.endswith("_se") and text.removesuffix("_se") in data:
+        if text.endswith("_se") and set(keys) & set(data.get(text.removesuffix("_se"), empty).dims):
             continue
         if not dims or (not plain and bool((variable == first).all())):
             out[text] = first

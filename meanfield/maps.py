@@ -165,7 +165,7 @@ def _errors(data: "xarray.Dataset", name: str, x: str, y: str) -> Array:
 
 
 def _cross(ax: Any, edges: Sequence[tuple[Array, Array, Array]], values: Array, errors: Array) -> None:
-    rows, columns = np.nonzero(np.abs(values) <= 2 * errors)
+    rows, columns = np.nonzero(np.abs(values) <= 2 * np.nan_to_num(errors))  # a root cut off at 0 may have no error
     if len(rows):
         ax.plot(edges[0][2][columns], edges[1][2][rows], "x", color="white", ms=7, mew=1.6, label="0 within 2 errors")
         ax.legend(loc="upper left", labelcolor="black", facecolor=GREY)

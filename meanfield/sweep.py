@@ -274,13 +274,18 @@ class _Sweep:
                 text = f"{len(hit)} of {len(states)} points {kind}; the first is {hit[0][0].label}: {hit[0][1]}"
                 warnings.warn(text, UserWarning, stacklevel=4)
 
+    def records(self, point: Point) -> "xarray.Dataset":
+        """Return what a point recorded: what its worker has read already, or what its directory has."""
+        seen = self.outcomes.get(point.name)
+        if seen is not None and seen.records is not None:
+            return seen.records
+        return store.read_dataset(self.place(point) / "records.nc")
+
     def collect(self) -> "xarray.Dataset":
         """Return the Dataset of all points."""
-        places = [self.place(p) / "records.nc" for p in self.points]
         states = [self.found(p) for p in self.points]
         found = [
-            store.read_dataset(path) if status in ENDED else None
-            for path, (status, _) in zip(places, states, strict=True)
+            self.records(p) if status in ENDED else None for p, (status, _) in zip(self.points, states, strict=True)
         ]
         words = {
             "status": [status for status, _ in states],

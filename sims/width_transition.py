@@ -191,7 +191,7 @@ def _line_panel(ax, results, goal: str, name: str) -> None:
     n = results.where(part="line").values("n")[0]
     for kind, (colour, marker, style) in STYLES.items():
         m, values = line(results, goal, name, kind)
-        values = np.maximum(values, 1e-7)
+        values = np.maximum(values, 1e-9)
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
         ax.fill_between(m, low, high, color=colour, alpha=0.15, lw=0)
         ax.plot(m, middle, color=colour, marker=marker, ls=style, lw=1.3, ms=4, label=LABELS[kind])
@@ -212,10 +212,10 @@ def _map_panel(ax, results, goal: str, kind: str) -> None:
     cells = np.empty((len(n), len(m)))
     for point, data in found:
         cells[list(n).index(point["n"]), list(m).index(point["m"])] = np.median(data.error.values[:, KINDS.index(kind)])
-    image = ax.imshow(np.log10(np.maximum(cells, 1e-6)), origin="lower", cmap="viridis", vmin=-5, vmax=0, aspect="auto")
+    image = ax.imshow(np.log10(np.maximum(cells, 1e-9)), origin="lower", cmap="viridis", vmin=-6, vmax=0, aspect="auto")
     for row, column in np.ndindex(cells.shape):
         value = cells[row, column]
-        ax.text(column, row, canvas.number(np.log10(max(value, 1e-6)), 2), ha="center", va="center", fontsize=7,
+        ax.text(column, row, canvas.number(np.log10(max(value, 1e-9)), 2), ha="center", va="center", fontsize=7,
                 color="white" if value < 10**-1.5 else "black")  # fmt: skip
     ax.set(xticks=range(len(m)), xticklabels=m, yticks=range(len(n)), yticklabels=n, xlabel="width $m$",
            ylabel="samples $n$", title=f"{NAMES[goal]}, {LABELS[kind]}")  # fmt: skip

@@ -91,6 +91,13 @@ def test_means_and_standard_errors_over_seeds():
     assert both.loss == 6.0 and both.loss.dims == () and both.w2_upper_se == pytest.approx(spread)
 
 
+def test_what_is_not_averaged_keeps_its_error():
+    data = ensemble.last(ensemble.combine(SEEDS, [records([0, 1], loss) for loss in (1.0, 2.0, 6.0)]))
+    mean = ensemble.over(data, "replicate")
+    np.testing.assert_allclose(mean.w2_upper_se, 0.1)
+    assert mean.loss_se.dims == ("cloud.seed",) and "w2_upper_se" not in mean.left_out
+
+
 def test_a_mean_over_seeds_is_none_where_one_is_missing_or_times_differ():
     gone = ensemble.over(ensemble.last(ensemble.combine(SEEDS, [records([0, 1], 1.0)] * 2 + [None])), "cloud.seed")
     assert np.isnan(gone.loss).all() and np.isnan(gone.w2_upper_se)

@@ -1,5 +1,7 @@
 """Figures of a sweep: fields, crosses, lines and slopes where the numbers are known."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray
@@ -50,6 +52,22 @@ def test_values_within_their_error_have_a_cross():
     (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
     np.testing.assert_allclose(cross.get_xydata(), [[0.0, np.log(64)]])
     assert not [line for line in plots.regime_map(swept()).lines if line.get_marker() == "x"]
+
+
+def test_without_seeds_the_errors_are_those_of_the_runs():
+    data = swept().isel({"cloud.seed": 0}, drop=True)
+    data["kernel_drift_se"] = data.kernel_drift * [0.0, 1.0, 0.4]
+    data["kernel_drift_se"][1, 0, -1] = 10.0
+    data["kernel_drift"][2, 1, -1] = data["kernel_drift_se"][2, 1, -1] = 0.0
+    (cross,) = [line for line in plots.regime_map(data, contour=None).lines if line.get_marker() == "x"]
+    np.testing.assert_allclose(np.sort(cross.get_xydata(), axis=0), [[0.0, np.log(64)], [0.25, np.log(128)]])
+
+
+def test_lines_have_short_labels():
+    data = swept()
+    data["test_loss"] = data.test_loss * 0.3
+    texts = [text.get_text() for text in plots.regime_map(data).texts]
+    assert len(texts) > 2 and not any(re.fullmatch(r"[0-9]*[.][0-9]*0", text) for text in texts)
 
 
 def test_what_a_map_cannot_show_is_said():

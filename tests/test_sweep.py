@@ -312,6 +312,16 @@ def test_any_executor_gives_the_same(tmp_path):
     xarray.testing.assert_identical(sweep(swept, tmp_path / "out", executor=Pickling()), serial)
 
 
+def test_records_are_read_once_where_the_point_ran(tmp_path, monkeypatch):
+    """What workers have read is collected; what had ended before is read then, and gives the same Dataset."""
+    read, seen = store.read_dataset, []
+    monkeypatch.setattr(store, "read_dataset", lambda path: seen.append(path) or read(path))
+    data = sweep(small(), tmp_path, executor=Pickling())
+    assert len(seen) == len(set(seen)) == 2
+    xarray.testing.assert_identical(sweep(small(), tmp_path), data)
+    assert len(seen) == 4
+
+
 @pytest.mark.parametrize("executor", [None, Pickling()], ids=["serial", "executor"])
 def test_what_fails_keeps_nothing_else_from_running(tmp_path, monkeypatch, executor):
     carry, swept = experiment.carry, small(sweep={"cloud.seed": [0, 1, 2]})
