@@ -31,6 +31,8 @@ class Interrupted(MeanfieldError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """Return " Did you mean 'x'?" for the nearest of `names`, or for those that begin with it, or an empty string."""
+    known, given = {other.casefold(): other for other in names}, str(name).casefold()
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    close = close or [other for other in known if given and other.startswith(given)][:4]
+    return f" Did you mean {' or '.join(repr(known[other]) for other in close)}?" if close else ""

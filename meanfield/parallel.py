@@ -15,7 +15,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from meanfield.dyadic import DyadicSum as DyadicSum
@@ -31,6 +31,7 @@ SMALLEST_BLOCK = 64
 MEMORY = 512 << 20  # bytes
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0, "memory": MEMORY}
+_state["lock"] = threading.Lock()  # held to change the pool or BLAS: threads of the user's own may call at once
 _inside = threading.local()  # whether this thread works for a call that is under way
 _held = threading.local()  # the share that this thread's arrays are
 
@@ -60,14 +61,15 @@ def set_threads(count: int | None) -> None:
     """Set the number of threads; None goes back to the cores this process may use."""
     if count is not None and count < 1:
         raise InputError(f"threads must be at least 1, got {count}; leave it out to use every core")
-    if _state["pool"] is not None:
-        _state["pool"].shutdown(wait=False)  # what is under way is finished
-    _state.update(threads=count, pool=None)
+    with _state["lock"]:
+        if _state["pool"] is not None:
+            _state["pool"].shutdown(wait=False)  # what is under way is finished
+        _state.update(threads=count, pool=None)
 
 
 def _reset() -> None:
     """Forget what a fork does not copy: a child has none of the threads of its parent."""
-    _state.update(pool=None, blas=None, depth=0)
+    _state.update(pool=None, depth=0, lock=threading.Lock())
     _inside.work = False
 
 
@@ -90,20 +92,37 @@ def set_memory(size: int | None) -> None:
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Keep BLAS on one thread inside: its results may depend on its thread count, and ours must not."""
+    with _state["lock"]:
+        if not _state["depth"]:  # of all threads that are inside, the first sets the limit
+            _state["blas_threads"] = [library.num_threads for library in _blas()]
+            _set_blas([1 for _ in _blas()])
+        _state["depth"] += 1
+    try:
+        yield
+    finally:
+        with _state["lock"]:
+            _state["depth"] = max(_state["depth"] - 1, 0)  # a child of a fork does not know that its parent was inside
+            if not _state["depth"]:  # and the last takes it off
+                _set_blas(_state["blas_threads"])
+
+
+def _blas() -> list[Any]:
+    """Return what controls the BLAS libraries that are loaded."""
     if _state["blas"] is None:
         from threadpoolctl import ThreadpoolController
 
-        _state["blas"] = ThreadpoolController()
-    if _state["depth"]:
-        # Setting the limit costs far more than a small step; the outermost caller has done it.
-        yield
-        return
-    _state["depth"] += 1
-    try:
-        with _state["blas"].limit(limits=1, user_api="blas"):
-            yield
-    finally:
-        _state["depth"] -= 1
+        _state["blas"] = ThreadpoolController().select(user_api="blas").lib_controllers
+    libraries: list[Any] = _state["blas"]
+    return libraries
+
+
+def _set_blas(counts: list[int]) -> None:
+    for library, count in zip(_blas(), counts, strict=True):
+        # threadpoolctl lets one Python thread set OpenBLAS, and does nothing for others; ours take turns.
+        free = getattr(library, "clear_controlling_thread", lambda **_: None)
+        free(force=True)
+        library.set_num_threads(count)
+        free(force=True)
 
 
 def serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -247,22 +266,41 @@ def _share(
         try:
             while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
                 function(part)
+        except BaseException:
+            for run in runs:  # nothing more is begun
+                run.clear()
+            raise
         finally:
             _inside.work = False
 
-    waiting = []
-    # Another thread may just have asked for another number of threads: then this one does all.
-    with contextlib.suppress(RuntimeError):
-        pool = _pool()
-        waiting += [pool.submit(work) for _ in range(workers - 1)]
+    begun: list[Future[None]] = []
+
+    def helper() -> None:
+        mine: Future[None] = Future()
+        begun.append(mine)  # before a part is taken: when none is left, all that must be waited for are here
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            mine.set_exception(error)
+        else:
+            mine.set_result(None)
+
+    _call(helper, workers - 1)
     try:
         work()
     finally:
-        # One that has not begun is not waited for: nothing is left for it.
-        failures = [helper.exception() for helper in waiting if not helper.cancel()]
-    for failure in failures:
-        if failure is not None:
-            raise failure
+        wait(begun)
+    for helped in begun:
+        helped.result()
+
+
+def _call(helper: Callable[[], None], count: int) -> None:
+    """Ask so many threads for help. One that comes late, or not at all, is not missed."""
+    # No thread can be started: there are too many, or the interpreter is about to end.
+    with _state["lock"], contextlib.suppress(RuntimeError):
+        pool = _pool()
+        for _ in range(count):
+            pool.submit(helper)
 
 
 def _pool() -> ThreadPoolExecutor:
