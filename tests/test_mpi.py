@@ -14,7 +14,7 @@ import pytest
 import test_ranks
 from test_resume import assert_equal_bits
 
-from meanfield import experiment, mpi, parallel, store
+from meanfield import cli, experiment, mpi, parallel, store
 from meanfield.errors import InputError, MeanfieldError
 from meanfield.planning import Record
 from meanfield.results import Run
@@ -217,6 +217,22 @@ def test_mpirun_without_mpi4py_is_refused_with_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(InputError, match=r'pip install "meanfield-nn\[mpi\]"'):
         mpi.world.__wrapped__()
+
+
+def test_one_process_of_a_launcher_needs_no_mpi4py(monkeypatch):
+    for name in mpi.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMIX_RANK", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert mpi.launched() and mpi.world.__wrapped__() is None
+
+
+def test_commands_that_all_ranks_would_repeat_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert cli.main(["sim", "--list"]) == 2 and "`meanfield sim` is not spread over ranks" in capsys.readouterr().err
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert cli.main(["sim", "--list"]) == 0
 
 
 @needs_mpi
