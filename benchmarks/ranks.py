@@ -2,9 +2,11 @@
 
 Rank 0 makes steps of the whole cloud on its own, then both make steps of their halves, in turns; one thread each. While
 one works the other sleeps. Then messages of several lengths go to and fro, and sums of several lengths are formed.
+`python -m benchmarks.ranks --model FILE.json` says what the constants of such a file make of other sizes.
 """
 
 import json
+import math
 import statistics
 import sys
 import time as clock
@@ -15,13 +17,12 @@ import numpy as np
 
 from meanfield import Flow, Minibatch, Risk, Unit, mpi, parallel
 from meanfield.cloud import Cloud, gaussian_cloud
-from meanfield.ranks import Share
+from meanfield.ranks import GRAIN, Share
 from meanfield.spread import share_of
 
-M, N, D, ROUNDS = 1_000_000, 200, 20, 7
+M, N, D, ROUNDS = 1_000_000, 200, 20, 5
 SIZES = [1, 200, 2_000, 10_000, 40_000, 250_000]  # numbers in a message
-CASES = {"euler": (0, "float64"), "euler, float32": (0, "float32"), "euler, batch of 50": (50, "float64"),
-         "kernel": (0, "float64")}  # fmt: skip
+CASES = {"euler": (0, "float64"), "euler, float32": (0, "float32"), "kernel": (0, "float64")}
 
 
 def flow(name: str) -> Flow:
@@ -31,7 +32,7 @@ def flow(name: str) -> Flow:
     risk = Risk(x, np.sign(x[:, 0]), Unit("tanh"), 2.0, backend="cpu")
     batch = CASES[name][0]
     objective = Minibatch(risk, batch) if batch else risk
-    return Flow(objective, 0.01, 0.01, name.split(",")[0], account=False)
+    return Flow(objective, 0.01, 0.01, name.split(",")[0], account=False, allow_unstable=True)
 
 
 def wait(ranks: mpi.Mpi) -> None:
@@ -112,20 +113,64 @@ def messages(ranks: mpi.Mpi) -> dict[str, list[float]]:
     return out
 
 
+def sum_seconds(found: dict, numbers: float, ranks: int) -> float:
+    """Return the seconds of a sum to all ranks: 2 ceil(log2 K) messages in a row, each alpha + beta numbers."""
+    sizes, seconds = np.array(found["messages"]["numbers"]), np.array(found["messages"]["sum"])
+    messages = 2 * math.ceil(math.log2(found["ranks"]))
+    alpha = seconds[sizes <= 200].min() / messages
+    beta = max(float(seconds[-1] / messages - alpha), 0.0) / sizes[-1]
+    return 2 * math.ceil(math.log2(ranks)) * (alpha + beta * numbers) if ranks > 1 else 0.0
+
+
+def step_seconds(found: dict, name: str, m: float, ranks: int) -> float:
+    """Return the seconds of a step: the particles of the fullest rank, sums of psi and of its reference, two flags."""
+    grains = math.ceil(m / GRAIN)
+    here = min(math.ceil(grains / ranks) * GRAIN, m)
+    sums = 2 * sum_seconds(found, found["n"], ranks) + 2 * sum_seconds(found, 1, ranks)
+    if name == "kernel":  # the Gram matrix, if it is measured at this step, and the residual that all agree on
+        sums += sum_seconds(found, found["n"] ** 2, ranks) + sum_seconds(found, found["n"], ranks)
+    return found["steps"][name]["one"] / found["m"] * here + sums
+
+
+def model(path: str) -> None:
+    """Print what the constants of a file make of other sizes."""
+    found = json.loads(Path(path).read_text())
+    for name in found["steps"]:
+        two = step_seconds(found, name, found["m"], 2)
+        print(f"{name}: two ranks {two:.3f} s by the model, {found['steps'][name]['all']:.3f} s measured")
+    for name in ("euler", "kernel"):
+        print(f"\n{name}: ranks, then seconds a step and efficiency at m = 10^6, at 10^9, and at 10^6 for each rank")
+        for ranks in (1, 2, 8, 64, 244, 1000):
+            row = []
+            for m in (1e6, 1e9, 1e6 * ranks):
+                if math.ceil(m / GRAIN) < ranks:
+                    row.append("refused")
+                    continue
+                seconds = step_seconds(found, name, m, ranks)
+                ideal = found["steps"][name]["one"] / found["m"] * m / ranks
+                row.append(f"{seconds:.4g} s {ideal / seconds:.1%}")
+            print(f"{ranks:5}  " + "  |  ".join(row))
+
+
 def main() -> None:
-    """Measure and write."""
+    """Measure and write, or read and predict."""
+    if sys.argv[1:2] == ["--model"]:
+        return model(sys.argv[2])
     ranks = mpi.world()
     if ranks is None or ranks.size < 2:
         raise SystemExit("type mpirun -n 2 python -m benchmarks.ranks")
     parallel.set_threads(1)
     found = {"ranks": ranks.size, "m": M, "n": N, "d": D, "rounds": ROUNDS}
     with parallel.single_threaded_blas():
-        found["steps"] = {name: compare(ranks, name) for name in CASES}
+        found["steps"] = {}
+        for name in CASES:
+            row = found["steps"][name] = compare(ranks, name)
+            if ranks.rank == 0:
+                bits = "equal bits" if row["equal"] else "OTHER BITS"
+                said = f"one rank {row['one']:.3f} s, {ranks.size} ranks {row['all']:.3f} s"
+                print(f"{name:15} {said}, {row['one'] / row['all']:.2f}x, {bits}", flush=True)
     found["messages"] = messages(ranks)
     if ranks.rank == 0:
-        for name, row in found["steps"].items():
-            print(f"{name:20} one {row['one']:.3f} s, {ranks.size} {row['all']:.3f} s, {row['one'] / row['all']:.2f}x, "
-                  f"{'equal bits' if row['equal'] else 'OTHER BITS'}")  # fmt: skip
         for k, size in enumerate(SIZES):
             print(f"{size:9} numbers: message {found['messages']['message'][k] * 1e6:.1f} us, "
                   f"sum {found['messages']['sum'][k] * 1e6:.1f} us")  # fmt: skip

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meanfield import mpi
 from meanfield.errors import InputError, MeanfieldError, printable
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(options: argparse.Namespace) -> int:
     """Carry out a command; turn every expected failure into a message and an exit code."""
     try:
+        if options.command not in ("run", "sweep"):
+            mpi.refuse_several(options.command)
         code = int(options.action(options))
         sys.stdout.flush()
         return code
@@ -145,8 +148,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
-    from meanfield import mpi
-
     ranks = mpi.world()
     with mpi.guarded(ranks):
         if ranks is not None and ranks.rank > 0:
@@ -212,8 +213,6 @@ def _complain(violated: Sequence[str], directory: Path) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from meanfield import mpi
-
     ranks = mpi.world()
     if ranks is None or ranks.size == 1:
         return _sweep_points(options, None)

@@ -94,7 +94,7 @@ class Cloud:
         A Gram matrix that still stands for the cloud's own (`risk.HELD`).
     share : Share or None
         Which rows of the cloud this process holds, where ranks hold it together: arrays are those rows, `m` is the
-        number of all.
+        number of all. Who looks at arrays sees these rows alone; `spread.gathered` collects them.
     """
 
     z: Array

@@ -101,6 +101,19 @@ def launched() -> bool:
     return any(name in os.environ for name in LAUNCHED)
 
 
+def started(*names: str) -> int:
+    """Return how many processes the launcher says it started, by the first of these variables; 0 if it does not say."""
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+
+
+def refuse_several(command: str) -> None:
+    """Refuse a command that every process would carry out on its own, where there are several."""
+    if started(*SIZES) > 1:
+        raise InputError(
+            f"`meanfield {command}` is not spread over ranks, `run` and `sweep` are: type it without mpirun"
+        )
+
+
 @functools.cache
 def world() -> Mpi | None:
     """Return all processes that were started together by mpirun or the like, None where this one was not.
@@ -115,12 +128,14 @@ def world() -> Mpi | None:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
+        if started(*SIZES, "SLURM_STEP_NUM_TASKS") == 1:
+            return None
         raise InputError(
             f"this was started by mpirun, and mpi4py cannot be used ({error}): every process would do the same; type "
             'pip install "meanfield-nn[mpi]", or on a cluster pip install --no-binary mpi4py mpi4py with its MPI loaded'
         ) from error
     found = Mpi(MPI.COMM_WORLD)
-    asked = next((int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()), found.size)
+    asked = started(*SIZES) or found.size
     if asked != found.size:
         raise InputError(
             f"mpirun started {asked} processes and mpi4py sees {found.size}: they belong to different MPIs; call the "

@@ -4,8 +4,8 @@ Particles are cut into blocks of a size that depends on the number of samples al
 thread with a single-threaded BLAS, and partial sums are combined in a fixed dyadic tree over block numbers. So a
 result is the same to the last bit for any number of threads.
 
-Inside `sharing` the arrays at hand are a rank's rows of a cloud that several hold together: then `first` and `total`
-say where they stand, and sums are those over all ranks.
+Inside `sharing` the arrays at hand are a rank's rows of a cloud that several hold together: then `total` is the number
+of all particles, and sums are those over all ranks.
 """
 
 import contextlib
@@ -169,12 +169,6 @@ def total(count: int) -> int:
     """Return the number of particles of the whole cloud of which `count` are at hand."""
     share = held()
     return count if share is None else share.m
-
-
-def first() -> int:
-    """Return the number of the first particle at hand."""
-    share = held()
-    return 0 if share is None else share.first
 
 
 def largest_group(particles: int = 1) -> int:

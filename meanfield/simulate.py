@@ -161,6 +161,7 @@ class _Loop:
             check_start(self.flow, plan, self.state.clouds)
         self.attributes = {"title": self.keeping.extra.get("title", "noisy gradient descent of a two-layer network")}
         self.attributes |= describe(self.flow, self.plan, self.state.clouds[0])
+        self.attributes |= spread.note(self.state.clouds[0])
         if not any("Lambda" in note for note in self.keeping.extra.get("data", {}).get("notes", ())):
             warn_of_no_gap(self.attributes)
         if self.directory is not None:

@@ -64,6 +64,12 @@ def gathered_count(cloud: Cloud) -> int:
     return min(cloud.m, max(GATHERED // cloud.dimension, 1))
 
 
+def note(cloud: Cloud) -> dict[str, int]:
+    """Return what a reader of the records has to know: of how many particles the costly observables are."""
+    count = gathered_count(cloud)
+    return {} if cloud.share is None or count == cloud.m else {"gathered_particles": count}
+
+
 def gathered(clouds: Sequence[Cloud], flow: Flow) -> list[Cloud]:
     """Return what observables may look at: clouds that are whole as they are, those that are spread gathered.
 

@@ -14,8 +14,8 @@ import pytest
 import test_ranks
 from test_resume import assert_equal_bits
 
-from meanfield import experiment, mpi, parallel, store
-from meanfield.errors import InputError
+from meanfield import cli, experiment, mpi, parallel, store
+from meanfield.errors import InputError, MeanfieldError
 from meanfield.planning import Record
 from meanfield.results import Run
 from meanfield.simulate import load
@@ -81,6 +81,7 @@ def run(folder: Path, name: str, dtype: str, communicator: object = None, **more
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks_write_what_one_process_writes(tmp_path, ranks):
     """Of `euler` and `kernel`, in both precisions, over all samples and over batches."""
+    (tmp_path / "ranks").mkdir()
     start(ranks, __file__, "cases", tmp_path / "ranks")
     for name, dtype in CASES:
         alone, place = run(tmp_path / "alone", name, dtype), tmp_path / "ranks" / f"{name}-{dtype}"
@@ -111,6 +112,23 @@ def test_two_ranks_that_were_killed_go_on_as_three(tmp_path):
     assert store.read_json(place / "metadata.json")["status"] == "running"
     start(3, __file__, "restart", tmp_path)
     assert_equal_bits(load(place), run(tmp_path / "alone", "kernel", "float64", **RESTART))
+
+
+@needs_mpi
+def test_a_signal_to_one_rank_stops_all_with_their_state(tmp_path):
+    place = tmp_path / "kernel-float64"
+    with subprocess.Popen(
+        line(2, __file__, "restart", tmp_path), env=environment(SLOW="1"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = clock.monotonic() + 60
+        while not list(place.glob("checkpoint.*.rows*")) and process.poll() is None and clock.monotonic() < deadline:
+            clock.sleep(0.01)
+        os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    metadata = store.read_json(place / "metadata.json")
+    assert metadata["status"] == "interrupted" and "stopped by signal 15" in metadata["message"]
+    assert process.returncode == 130 and "stopped by signal 15" in said
+    assert load(place).clouds[0].m == 13_000
 
 
 def wait_for_ranks_to_end(out: Path) -> None:
@@ -201,6 +219,22 @@ def test_mpirun_without_mpi4py_is_refused_with_what_to_type(monkeypatch):
         mpi.world.__wrapped__()
 
 
+def test_one_process_of_a_launcher_needs_no_mpi4py(monkeypatch):
+    for name in mpi.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMIX_RANK", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert mpi.launched() and mpi.world.__wrapped__() is None
+
+
+def test_commands_that_all_ranks_would_repeat_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert cli.main(["sim", "--list"]) == 2 and "`meanfield sim` is not spread over ranks" in capsys.readouterr().err
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    assert cli.main(["sim", "--list"]) == 0
+
+
 @needs_mpi
 def test_an_mpi_of_another_launcher_is_refused(tmp_path):
     """Ranks that a foreign mpirun started see themselves alone, and would all write to one directory."""
@@ -212,13 +246,17 @@ def test_an_mpi_of_another_launcher_is_refused(tmp_path):
 def main(task: str, folder: str) -> None:
     """Do on every rank what a test above has started mpirun for."""
     communicator = mpi.world()
+    assert communicator is not None
     parallel.set_threads(1)
-    if task == "cases":
-        for name, dtype in CASES:
-            run(Path(folder), name, dtype, communicator)
-    else:
-        run(Path(folder), "kernel", "float64", communicator, **RESTART)
+    Path(folder, f"{communicator.rank}.pid").write_text(str(os.getpid()))
+    with mpi.guarded(communicator):
+        for name, dtype in CASES if task == "cases" else [("kernel", "float64")]:
+            run(Path(folder), name, dtype, communicator, **({} if task == "cases" else RESTART))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except MeanfieldError as failed:
+        print(failed, file=sys.stderr)  # noqa: T201
+        sys.exit(failed.exit_code)

@@ -185,6 +185,7 @@ def test_of_a_large_cloud_the_first_particles_are_gathered(monkeypatch):
     one, two, three = (joined(crew(size, work)) for size in (1, 2, 3))
     assert_equal_bits(one, two)
     assert_equal_bits(one, three)
+    assert one.data.attrs["gathered_particles"] == three.data.attrs["gathered_particles"] == 9000
     last = seen["cloud"]
     assert last.m == 9000 and last.share is None and last.replicate == 1
     assert np.array_equal(last.z, three.clouds[1].z[:9000]) and not np.array_equal(last.z, last.reference)
