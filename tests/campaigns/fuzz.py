@@ -70,15 +70,13 @@ def within(seconds: float) -> Iterator[None]:
 class Fuzzer:
     """One target with its valid files, its folder, and what it came to."""
 
-    def __init__(self, target: str, folder: Path, seed: int = 0) -> None:
+    def __init__(self, target: str, folder: Path, seed: int = 0, seeds: dict[str, list[bytes]] | None = None) -> None:
         self.target, self.folder, self.seed = target, folder, seed
-        self.seeds = valid(folder)[target]
+        files = valid(folder) if seeds is None else seeds
+        self.seeds = files[target]
         (folder / "data").mkdir(exist_ok=True)
-        if target in ("idx", "labels"):
-            other = valid(folder)["labels" if target == "idx" else "idx"][0]
-            (
-                folder / "data" / ("hostile-labels-idx1-ubyte" if target == "idx" else "hostile-images-idx3-ubyte.gz")
-            ).write_bytes(other)
+        for kind in {"idx", "labels"} & {target, "labels" if target == "idx" else "idx"}:  # one needs the other
+            (folder / "data" / TARGETS[kind][0]).write_bytes(files[kind][0])
         self.outcomes: Counter[str] = Counter()
         self.findings: dict[str, tuple[int, str]] = {}
 
