@@ -12,13 +12,20 @@ ifneq ($(shell $(BIN)/python -c "import sys" 2>/dev/null && cat $(READY) 2>/dev/
 .PHONY: $(READY)
 endif
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lowest lint types docs clean
 
 demo: $(READY)
 	$(BIN)/meanfield run sims/quickstart.toml --out runs/quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist loadscope
+
+# The suite on the lowest versions that pyproject.toml allows, in an environment of its own.
+lowest:
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/lowest.txt --editable '.[test]'
+	.venv-lowest/bin/python -m pytest -q -n auto --dist loadscope
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
@@ -32,7 +39,7 @@ docs: $(READY_DOCS)
 	@echo 'The pages: build/docs/index.html'
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml

@@ -34,13 +34,15 @@ class Interrupted(MeanfieldError):
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
+    """Return " Did you mean 'x'?" for the nearest of `names`, or for those that begin with it, or an empty string."""
     # What comes may be long, and there may be many of them: a guess is not worth waiting for.
     if not isinstance(name, str) or len(name) > LONGEST:
         return ""
-    few = [known for known in itertools.islice(names, 1000) if len(known) <= LONGEST]
-    close = difflib.get_close_matches(name, few, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    few = [other for other in itertools.islice(names, 1000) if len(other) <= LONGEST]
+    known, given = {other.casefold(): other for other in few}, name.casefold()
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    close = close or [other for other in known if given and other.startswith(given)][:4]
+    return f" Did you mean {' or '.join(repr(known[other]) for other in close)}?" if close else ""
 
 
 def shown(value: object) -> str:

@@ -131,14 +131,21 @@ def _signs(y: ArrayLike) -> Array:
     return y
 
 
+def _outputs(f: ArrayLike) -> Array:
+    f = np.asarray(f, dtype=np.float64)
+    if np.isnan(f).any():
+        raise InputError(f"{np.count_nonzero(np.isnan(f))} predictions are NaN: neither right nor wrong.")
+    return f
+
+
 def zero_one(y: ArrayLike, f: ArrayLike) -> Array:
     """Return 1{y f < 0}, the zero-one loss of a prediction f; the printed inequality is the other way round."""
-    return (_signs(y) * np.asarray(f, dtype=np.float64) < 0).astype(np.float64)
+    return (_signs(y) * _outputs(f) < 0).astype(np.float64)
 
 
 def ramp(y: ArrayLike, f: ArrayLike) -> Array:
     """Return min(1, max(0, 1 - y f)): at least `zero_one`, at most |f - y|, and 1-Lipschitz in f."""
-    return np.clip(1.0 - _signs(y) * np.asarray(f, dtype=np.float64), 0.0, 1.0)
+    return np.clip(1.0 - _signs(y) * _outputs(f), 0.0, 1.0)
 
 
 def zero_one_bound(mean_ramp: float, R_n: float, n: int, delta: float) -> float:

@@ -179,7 +179,7 @@ def _lines(ax: Any, edges: Sequence[tuple[Array, Array, Array]], values: Array, 
     drawn = ax.contour(edges[0][2], edges[1][2], values, levels=6, colors=INK, linewidths=1.1)
     halo = [withStroke(linewidth=3.0, foreground="white", alpha=0.75)]  # seen on every colour
     drawn.set(path_effects=halo)
-    for text in ax.clabel(drawn, fontsize=7.5, fmt=lambda level: number(level)):
+    for text in ax.clabel(drawn, fontsize=7.5, fmt=lambda level: number(float(f"{level:.6g}"))):
         text.set(path_effects=halo)
     canvas.note(ax, f"lines: {label}", "lower left")
 

@@ -130,7 +130,11 @@ def _pairs(first: Samples, second: Samples | None) -> list[tuple[Array, Array | 
 def _sample(values: Any) -> Array:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 2 or len(sample) < 2 * GROUPS or not sample.shape[1] or not np.isfinite(sample).all():
-        raise InputError(f"a sample has shape (m, D), m >= {2 * GROUPS}, and finite entries; got shape {sample.shape}.")
+        broken = np.count_nonzero(~np.isfinite(sample))
+        raise InputError(
+            f"a sample has shape (m, D), m >= {2 * GROUPS}, and finite entries; got shape {sample.shape}, "
+            f"{broken} entries not finite."
+        )
     return sample
 
 

@@ -7,10 +7,12 @@ result is the same to the last bit for any number of threads.
 
 import contextlib
 import functools
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from meanfield.dyadic import DyadicSum as DyadicSum
@@ -25,6 +27,7 @@ SMALLEST_BLOCK = 64
 MEMORY = 512 << 20  # bytes
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "blas": None, "depth": 0, "memory": MEMORY}
+_state["lock"] = threading.Lock()  # held to change the pool or BLAS: threads of the user's own may call at once
 _inside = threading.local()  # whether this thread works for a call that is under way
 
 
@@ -53,14 +56,15 @@ def set_threads(count: int | None) -> None:
     """Set the number of threads; None goes back to the cores this process may use."""
     if count is not None and count < 1:
         raise InputError(f"threads must be at least 1, got {count}; leave it out to use every core")
-    if _state["pool"] is not None:
-        _state["pool"].shutdown(wait=False)  # what is under way is finished
-    _state.update(threads=count, pool=None)
+    with _state["lock"]:
+        if _state["pool"] is not None:
+            _state["pool"].shutdown(wait=False)  # what is under way is finished
+        _state.update(threads=count, pool=None)
 
 
 def _reset() -> None:
     """Forget what a fork does not copy: a child has none of the threads of its parent."""
-    _state.update(pool=None, blas=None, depth=0)
+    _state.update(pool=None, depth=0, lock=threading.Lock())
     _inside.work = False
 
 
@@ -83,20 +87,37 @@ def set_memory(size: int | None) -> None:
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Keep BLAS on one thread inside: its results may depend on its thread count, and ours must not."""
+    with _state["lock"]:
+        if not _state["depth"]:  # of all threads that are inside, the first sets the limit
+            _state["blas_threads"] = [library.num_threads for library in _blas()]
+            _set_blas([1 for _ in _blas()])
+        _state["depth"] += 1
+    try:
+        yield
+    finally:
+        with _state["lock"]:
+            _state["depth"] = max(_state["depth"] - 1, 0)  # a child of a fork does not know that its parent was inside
+            if not _state["depth"]:  # and the last takes it off
+                _set_blas(_state["blas_threads"])
+
+
+def _blas() -> list[Any]:
+    """Return what controls the BLAS libraries that are loaded."""
     if _state["blas"] is None:
         from threadpoolctl import ThreadpoolController
 
-        _state["blas"] = ThreadpoolController()
-    if _state["depth"]:
-        # Setting the limit costs far more than a small step; the outermost caller has done it.
-        yield
-        return
-    _state["depth"] += 1
-    try:
-        with _state["blas"].limit(limits=1, user_api="blas"):
-            yield
-    finally:
-        _state["depth"] -= 1
+        _state["blas"] = ThreadpoolController().select(user_api="blas").lib_controllers
+    libraries: list[Any] = _state["blas"]
+    return libraries
+
+
+def _set_blas(counts: list[int]) -> None:
+    for library, count in zip(_blas(), counts, strict=True):
+        # threadpoolctl lets one Python thread set OpenBLAS, and does nothing for others; ours take turns.
+        free = getattr(library, "clear_controlling_thread", lambda **_: None)
+        free(force=True)
+        library.set_num_threads(count)
+        free(force=True)
 
 
 def serial_blas(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,8 +152,7 @@ def sum_groups(function: Callable[[slice], Any], count: int, size: int) -> Any:
 
 def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:
     """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS."""
-    parts = blocks(count, size)
-    _results(function, parts[::-1] if backwards else parts)
+    _share(function, blocks(count, size), backwards=backwards)
 
 
 def each_pair(function: Callable[[int, int], Any], count: int) -> None:
@@ -160,7 +180,7 @@ def each_pair(function: Callable[[int, int], Any], count: int) -> None:
         finally:
             under_way[k].release()
 
-    each_group(work, len(meetings), 1)
+    _share(work, blocks(len(meetings), 1), whole=True)
 
 
 def tournament(count: int) -> list[tuple[int, int]]:
@@ -174,34 +194,85 @@ def tournament(count: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairs if b < count]
 
 
-def _results(function: Callable[[slice], Any], parts: list[slice]) -> list[Any]:
-    """Return function(part) for every part; the calling thread works too, and so wakes one thread fewer."""
-    helpers = min(threads(), len(parts)) - 1
-    if helpers == 0 or getattr(_inside, "work", False):
-        return [function(part) for part in parts]
-    pool = _state["pool"]
-    if pool is None:
-        pool = _state["pool"] = ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="meanfield")
-    results: list[Any] = [None] * len(parts)
-    numbers = iter(range(len(parts)))
+def _share(
+    function: Callable[[slice], Any], parts: list[slice], *, backwards: bool = False, whole: bool = False
+) -> None:
+    """Call function(part) for every part; the calling thread works too, and so wakes one thread fewer.
+
+    Each thread has a run of neighbouring parts of its own, the same in every pass over as many: what it wrote is in
+    caches near it. One that is through takes over from the far end of the longest run. `whole`: all parts are one
+    run, handed out in order.
+    """
+    workers = min(threads(), len(parts))
+    if workers <= 1 or getattr(_inside, "work", False):
+        for part in parts[::-1] if backwards else parts:
+            function(part)
+        return
+    count = 1 if whole else workers
+    runs = [deque(parts[len(parts) * k // count : len(parts) * (k + 1) // count]) for k in range(count)]
 
     def work() -> None:
         _inside.work = True
         try:
-            for k in numbers:  # the interpreter hands out each number once
-                results[k] = function(parts[k])
+            while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
+                function(part)
+        except BaseException:
+            for run in runs:  # nothing more is begun
+                run.clear()
+            raise
         finally:
             _inside.work = False
 
-    waiting = []
-    # Another thread may just have asked for another number of threads: then this one does all.
-    with contextlib.suppress(RuntimeError):
-        waiting += [pool.submit(work) for _ in range(helpers)]
+    begun: list[Future[None]] = []
+
+    def helper() -> None:
+        mine: Future[None] = Future()
+        begun.append(mine)  # before a part is taken: when none is left, all that must be waited for are here
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            mine.set_exception(error)
+        else:
+            mine.set_result(None)
+
+    _call(helper, workers - 1)
     try:
         work()
     finally:
-        failures = [done.exception() for done in waiting]
-    for failure in failures:
-        if failure is not None:
-            raise failure
-    return results
+        wait(begun)
+    for helped in begun:
+        helped.result()
+
+
+def _call(helper: Callable[[], None], count: int) -> None:
+    """Ask so many threads for help. One that comes late, or not at all, is not missed."""
+    # No thread can be started: there are too many, or the interpreter is about to end.
+    with _state["lock"], contextlib.suppress(RuntimeError):
+        pool = _pool()
+        for _ in range(count):
+            pool.submit(helper)
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the helping threads, numbered from 1."""
+    if _state["pool"] is None:
+        numbers = itertools.count(1)
+
+        def number() -> None:
+            _inside.number = next(numbers)
+
+        size = max(1, threads() - 1)
+        _state["pool"] = ThreadPoolExecutor(size, thread_name_prefix="meanfield", initializer=number)
+    pool: ThreadPoolExecutor = _state["pool"]
+    return pool
+
+
+def _next(runs: list[deque[slice]], number: int, backwards: bool) -> slice | None:
+    """Take the next part of a thread's own run, or the last one of the longest other; None: nothing is left."""
+    with contextlib.suppress(IndexError):  # of a run that another thread has just taken the last part of
+        own = runs[number % len(runs)]
+        return own.pop() if backwards else own.popleft()
+    while longest := max(runs, key=len):
+        with contextlib.suppress(IndexError):
+            return longest.popleft() if backwards else longest.pop()
+    return None

@@ -40,7 +40,10 @@ def lent(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Iterator[Array]:
     """Lend a large array for the time of a step; the last one that came back is lent again."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    raw = _spare.pop() if _spare else np.empty(0, np.uint8)
+    try:
+        raw = _spare.pop()
+    except IndexError:  # lent to another thread
+        raw = np.empty(0, np.uint8)
     if raw.size < size or raw.size > 4 * size:
         raw = np.empty(size, np.uint8)
     try:

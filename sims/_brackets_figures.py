@@ -65,7 +65,9 @@ def _p1_figure(results):
             ax.set(title=f"α = {point['alpha']:g}, λ = {point['lam']:g}", xlabel=r"time $t$ of equation (3.4)",
                    ylabel=f"{symbol} / truth")  # fmt: skip
             canvas.log_axis(ax.xaxis, b.t[0] / 1.2, b.t[-1] * 1.2)
-            canvas.legend(ax, "best")
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high + (0.45 if name == "w2" else 0) * (high - low))  # room for the legend
+            canvas.legend(ax, "upper left")
     return figure
 
 

@@ -56,7 +56,7 @@ def _statements(results):
     _rate_panel(axes[5], results)
     for ax in axes[:4]:
         canvas.log_axis(ax.yaxis, *canvas.positive_limits(*(line.get_ydata() for line in ax.lines), room=2.5))
-        canvas.legend(ax, "lower left" if ax is not axes[0] else "upper right")
+        canvas.legend(ax, "lower left")
     for ax in axes:
         _alpha_axis(ax, alphas)
     return figure

@@ -16,6 +16,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 import meanfield as mf
 from meanfield import (
@@ -251,7 +252,7 @@ def _solution(point: dict) -> dict:
         "log-Sobolev": theory.entropy_bound(t, S, lam)[0][-1],
         "account": continuous_account(t, S, fisher, lam),
         "energy": (s.loss[0] - s.loss[-1]) / lam,
-        "Girsanov": np.trapezoid(s.drift_square, t) / (4 * lam),  # `theory.girsanov` is the upper sum, 6 % more here
+        "Girsanov": trapezoid(s.drift_square, t) / (4 * lam),  # `theory.girsanov` is the upper sum, 6 % more here
         "Donsker-Varadhan": donsker_varadhan(risk, s),
         "root_loss": np.sqrt(s.loss[-1]),
         "C2": root[-1],

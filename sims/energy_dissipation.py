@@ -345,10 +345,10 @@ def _defect_panel(ax, found) -> None:
         for sign in (-1, 1):
             ax.axhline(sign * size * t_factor, color=canvas.INK, ls=style, lw=0.8)
     ax.set(title="Integrated identity minus measured change", ylabel="defect in standard errors")
-    ax.set_ylim(-2.3 * t_factor, 3.2 * t_factor)
+    ax.set_ylim(-2.3 * t_factor, 3.6 * t_factor)
     canvas.log_axis(ax.xaxis, END / 300, END * 1.1)
     _time(ax)
-    canvas.legend(ax, "upper left", f"judged at the markers; lines: {t_factor:.2f}, {2 * t_factor:.2f}", columns=4)
+    canvas.legend(ax, "upper left", f"judged at the markers; lines: {t_factor:.2f}, {2 * t_factor:.2f}", columns=2)
 
 
 def _equation_panel(ax, data) -> None:

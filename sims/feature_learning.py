@@ -168,8 +168,8 @@ def _accuracy_panel(ax, results, task: str) -> None:
     point = found.found[0].point
     ax.axhline(0.5, color=canvas.INK, lw=0.8, ls=":")
     ax.set(title=f"{TASKS[task]}: d = {point['d']}, n = {point['n']}", xlabel="time $t$; final values on the right",
-           ylabel="test accuracy", ylim=(0.42, 1.02))  # fmt: skip
-    canvas.legend(ax, "upper left")
+           ylabel="test accuracy", ylim=(0.15, 1.02), yticks=np.arange(4, 11) / 10)  # fmt: skip
+    canvas.legend(ax, "lower left", "dotted: chance")
 
 
 def _share_panel(ax, results) -> None:
@@ -179,4 +179,4 @@ def _share_panel(ax, results) -> None:
                     label=TASKS[task] if k == 0 else None)  # fmt: skip
     ax.set(title="Neurons turn to the target's directions", xlabel="time $t$", ylim=(0, 1),
            ylabel=r"share of $u^2|\theta|^2$")  # fmt: skip
-    canvas.legend(ax, "upper left")
+    canvas.legend(ax, "lower right")

@@ -208,4 +208,4 @@ def _extrapolated(ax, data) -> None:
     ax.axhline(P1_TRUTH[0], color=canvas.INK, ls=":", label="solution of the equation")
     ax.set(title=r"P1: outputs extrapolated to $m = \infty$ ($\star$)", xlabel=r"$m^{-1/2}$",
            ylabel=r"output $f(x_1)$ at $t = 1$")  # fmt: skip
-    canvas.legend(ax, "lower left", "bands: 2.4 standard errors of 8 replicates")
+    canvas.legend(ax, "upper left", "bands: 2.4 standard errors of 8 replicates")

@@ -204,7 +204,7 @@ def _risk_panel(ax, data) -> None:
     ax.plot(tau[:count], data.apart.values[1:] / start, color=canvas.INK, ls=":", label=r"$E(f_{NN} - f_{RF})^2$")
     ax.set(title="First random features, then more", ylabel=r"risk over $E f_*^2$")
     canvas.log_axis(ax.xaxis, tau[0], tau[-1])
-    canvas.log_axis(ax.yaxis, 1e-6, 2.0)
+    canvas.log_axis(ax.yaxis, 1e-8, 2.0)
     canvas.legend(ax, "lower left")
 
 

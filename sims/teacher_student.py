@@ -216,7 +216,8 @@ def _neuron_panel(ax, result) -> None:
         ax.plot(t[1:], phi[1:], color=colour, lw=0.7, ls="-" if colour == canvas.BLUE else "--", alpha=0.7)
     for angle, mass in zip(ANGLES, MASSES, strict=True):
         ax.axhline(angle, color=canvas.INK, lw=0.8, ls=":")
-        ax.text(t[-1], angle, f" {mass:+g}", va="center", fontsize=8)
+        text = f"{mass:+g}".replace("-", "−")
+        ax.text(1.15 * t[-1], angle, text, va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1.5})
     ax.set(title=rf"Neurons, $\nu$ = {point['nu']:g}; dotted: teacher", xlabel="time $t$", ylabel=r"angle of $w$",
            ylim=(0, 2 * math.pi))  # fmt: skip
     canvas.log_axis(ax.xaxis, t[1], t[-1] * 1.6)

@@ -4,6 +4,8 @@ import functools
 import multiprocessing
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,26 @@ def test_a_missing_package_is_named_with_its_line(monkeypatch) -> None:
         backends.get("nunpy")
     with pytest.raises(InputError, match="'auto' is no backend"):
         backends.get("auto")
+
+
+@cpu
+def test_where_compiled_code_cannot_be_kept_numpy_works() -> None:
+    """A read-only installation and no home, as in some containers."""
+    text = """
+import numba.core.caching as caching
+
+def refuse(self):
+    raise OSError("read-only")
+
+for kind in vars(caching).values():
+    if isinstance(kind, type) and issubclass(kind, caching._CacheLocator):
+        kind.ensure_cache_path = refuse
+from meanfield import backends
+print(*backends.choose(1000, 1000), sep=": ")
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("numpy: Numba finds no folder") and "NUMBA_CACHE_DIR" in done.stdout
 
 
 def test_the_memory_budget_decides_what_is_kept() -> None:

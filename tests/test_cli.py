@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small
 
-from meanfield import cli, parallel, report, selftest, store
+from meanfield import cli, known, parallel, report, selftest, store
 
 CONFIG = f"""
 [data]
@@ -258,14 +258,22 @@ def test_backends(capsys, monkeypatch) -> None:
 
 
 def test_selftest(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(selftest, "CHECKS", (known.random_bits, known.gaussian_distance))
+    monkeypatch.setattr(selftest, "ON_BACKENDS", (known.normals_on,))
     assert cli.main(["selftest"]) == 0
     out = capsys.readouterr().out
-    count = len(selftest.CHECKS)
-    assert out.count("ok  ") == count and f"{count} of {count} passed" in out
-    wrong = selftest.Check("pi", 3.0, 3.14159, 0.01)
-    monkeypatch.setattr(selftest, "CHECKS", (selftest.random_bits, lambda: wrong))
+    count = 2 + len(selftest.available())
+    assert sum(line.startswith("ok ") for line in out.splitlines()) == count and f"{count} of {count} passed" in out
+
+    def breaks() -> known.Check:
+        raise RuntimeError("no compiler")
+
+    wrong = known.Check("pi", 3.0, 3.14159, 0.01)
+    monkeypatch.setattr(selftest, "CHECKS", (known.random_bits, lambda: wrong, breaks))
+    monkeypatch.setattr(selftest, "ON_BACKENDS", ())
     assert cli.main(["selftest"]) == 1
-    assert "FAIL  pi" in (out := capsys.readouterr().out) and "1 of 2 passed" in out
+    out = capsys.readouterr().out
+    assert "FAIL  pi" in out and "FAIL  breaks" in out and "1 of 3 passed" in out and "RuntimeError: no compiler" in out
 
 
 # --- usage

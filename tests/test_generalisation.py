@@ -105,6 +105,12 @@ def test_losses_and_their_order():
     assert ramp.mean() <= math.sqrt(np.mean((f - y) ** 2))
 
 
+@pytest.mark.parametrize("loss", [theory.zero_one, theory.ramp])
+def test_a_prediction_that_is_nan_is_neither_right_nor_wrong(loss):
+    with pytest.raises(InputError, match="1 predictions are NaN"):
+        loss([1.0, -1.0], [math.nan, -1.0])
+
+
 def test_the_bound_on_new_data_covers():
     """One function alone has no complexity: Hoeffding's inequality, violated in at most a share delta of samples."""
     rng = np.random.default_rng(2)

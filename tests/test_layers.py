@@ -50,6 +50,7 @@ FLOORS = """
     6.3  balances minimiser
     7    gallery verify
     7.1  survey
+    7.5  known
     8    report selftest
     8.1  experiment
     8.2  grid workers

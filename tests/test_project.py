@@ -37,6 +37,13 @@ def test_environment_yml_has_the_names_and_bounds_of_pyproject() -> None:
     assert conda == wanted
 
 
+def test_lowest_versions_are_those_of_pyproject() -> None:
+    text = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8")
+    lowest = dict(re.findall(r"^([A-Za-z0-9-]+)==([0-9.]+?)(?:\.\*)?$", text, re.MULTILINE))
+    for name, bound in bounds(PROJECT["dependencies"]).items():
+        assert lowest[name] == bound, name
+
+
 def test_versions_agree() -> None:
     cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert cited is not None

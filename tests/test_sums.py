@@ -19,6 +19,7 @@ if backends.unavailable("cpu"):
 
 from meanfield.backends import cpu, sums
 from meanfield.backends.fused import BLOCK
+from meanfield.backends.rows import rows_for
 
 CLOSE = {"float64": 1e-11, "float32": 1e-4}
 TRAIN = ("both", "u", "theta")
@@ -234,3 +235,19 @@ def test_nothing_of_samples_times_particles_is_held() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 200 * 50_000 * 8 / 4
+
+
+def test_asking_for_the_reach_of_sines_makes_no_array_of_the_size_of_the_cloud() -> None:
+    p, h = Problem(n=2, d=20, m=50_000), ACTIVATIONS["sin"]
+    assert rows_for(h, p.x, p.z) is not None
+    tracemalloc.start()
+    try:
+        rows_for(h, p.x, p.z)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < p.z.nbytes / 20
+    p.z[7, 3] = np.nan
+    assert rows_for(h, p.x, p.z) is None
+    p.z[7, 3] = -1e12
+    assert rows_for(h, p.x, p.z) is None

@@ -145,6 +145,10 @@ def unavailable(name: str) -> str:
         module = import_module(MODULES[name])
     except ImportError as error:
         return f"{error}"
+    except RuntimeError as error:
+        if "cannot cache" not in f"{error}":
+            raise
+        return "Numba finds no folder to keep compiled code in: name one that can be written to in NUMBA_CACHE_DIR"
     return getattr(module, "unavailable", str)()
 
 

@@ -2,8 +2,8 @@
 
 `predict`, `pullback`, `move` and `descend` are single passes (`fused`), with the noise drawn inside; what the account
 needs is in `sums`. Kernels are compiled when first used and kept in Numba's cache on disk; they release the
-interpreter, and threads take groups of blocks from one list, so that no thread waits in a loop. Any number of threads
-gives the same bits.
+interpreter, and every thread takes groups of blocks, of its own share first, so that none waits in a loop. Any number
+of threads gives the same bits.
 
 An activation that Numba cannot compile (see `rows`) goes through the numpy backend.
 """

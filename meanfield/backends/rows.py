@@ -55,7 +55,9 @@ def rows(activation: Activation, dtype: Dtype) -> Rows | None:
 def rows_for(activation: Activation, x: np.ndarray, z: np.ndarray) -> Rows | None:
     """Return the row functions for particles z and inputs x; None where they would leave the domain of `sin`."""
     if activation is ACTIVATIONS["sin"]:
-        reach = float(np.abs(x).sum(axis=1).max()) * float(np.abs(z[:, :-1]).max(initial=0.0))
+        theta = z[:, :-1]  # whose absolute values would be an array of the cloud's size
+        farthest = np.maximum(theta.max(initial=0.0), -theta.min(initial=0.0))  # NaN where there is one
+        reach = float(np.abs(x).sum(axis=1).max()) * float(farthest)
         if not reach <= SIN_REACH[z.dtype]:
             return None
     return rows(activation, z.dtype)
