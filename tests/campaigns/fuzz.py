@@ -43,7 +43,7 @@ from . import mutations
 from .targets import TARGETS, Finding, mutation, valid
 from .tracing import WATCHED, Lines, executable
 
-SECONDS = 20  # for one input, on a machine that is busy
+SECONDS = 20  # of a processor, for one input
 PART, TRACED = 4000, 10  # inputs of a process; one of so many is traced
 BUDGET, ROOM = 64 << 20, 3 << 30  # bytes that a file of data may unpack to here; address space beside what is there
 FOLDER = Path("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
@@ -58,15 +58,15 @@ def within(seconds: float) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(3 * seconds, exit=True)  # where a handler does not get its turn
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # of a processor: the machine may be busy
+    faulthandler.dump_traceback_later(15 * seconds, exit=True)  # where it waits, or a handler does not get its turn
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Fuzzer:
