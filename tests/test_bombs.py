@@ -27,7 +27,7 @@ def peak(read, *arguments) -> tuple[InputError, int]:
         tracemalloc.stop()
 
 
-BOMB = 256 << 20
+BOMB = 64 << 20
 
 
 def npz_bomb(method: int) -> bytes:

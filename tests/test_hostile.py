@@ -28,8 +28,8 @@ PACKAGE = Path(meanfield.__file__).parent
 FLOW = {"flow": {"time": 1.0}}
 FEW = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 # Of each target so many inputs: the campaign of docs/robustness.md takes 100,000.
-SHORT = {"toml": 250, "csv": 300, "idx": 300, "labels": 100, "npz": 300, "config": 4, "metadata": 12, "records": 8,
-         "foreign records": 6, "checkpoint": 8}  # fmt: skip
+SHORT = {"toml": 250, "csv": 300, "idx": 300, "labels": 100, "npz": 300, "config": 4, "metadata": 8, "records": 6,
+         "foreign records": 4, "checkpoint": 6}  # fmt: skip
 
 
 # --- the campaign, small
