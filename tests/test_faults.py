@@ -142,14 +142,14 @@ def test_damaged_records_are_made_again(hurt, copy, finished) -> None:
 def test_every_flipped_bit_of_records_is_seen_or_harmless(finished) -> None:
     raw = (finished[0] / "records.nc").read_bytes()
     right, rng, seen = netcdf.loads(raw), np.random.default_rng(0), 0
-    for place in [*rng.integers(0, len(raw), 150), *range(len(raw) - netcdf.LENGTH, len(raw))]:
+    for place in [*rng.integers(0, len(raw), 60), *range(len(raw) - netcdf.LENGTH, len(raw))]:
         try:
             found = netcdf.loads(raw[:place] + bytes([raw[place] ^ 1 << int(rng.integers(8))]) + raw[place + 1 :])
         except InputError:
             seen += 1
             continue
         assert found.identical(right)
-    assert seen == 150 + netcdf.LENGTH
+    assert seen == 60 + netcdf.LENGTH
 
 
 def test_records_of_other_programs_and_of_earlier_versions_are_read(finished, tmp_path) -> None:

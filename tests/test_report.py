@@ -1,13 +1,15 @@
 """The page of a run: self-contained, escaped, complete, and honest about what is missing."""
 
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import tomli_w
 from synthetic import clouds, held_out, run_dataset
 
-from meanfield import report
+from meanfield import cli, plots, report
 from meanfield.errors import InputError
 
 VERDICTS = [
@@ -120,3 +122,80 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         report.write(tmp_path / "file", run_dataset()[["loss"]], config_text="", metadata={}, verdicts=[])
+
+
+# --- texts that are out to do harm
+
+
+EVIL = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</pre></style><svg onload=alert(1)>",
+        "&#60;script&#62;", "javascript:alert(1)", "$x", "$\\frac{", "\x00\x1b[31m", "𝔊\u202e"]  # fmt: skip
+
+
+def hostile_everywhere(text: str) -> dict:
+    """All that a report takes from outside, with a text in the place of every text."""
+    verdict = dict(
+        statement=text,
+        description=text,
+        verdict="holds " + text,
+        measured=text,
+        bound=text,
+        margin=1.0,
+        time=None,
+        note=text,
+    )
+    metadata = {
+        "status": text,
+        "message": text,
+        "data": {"notes": [text], "names": [text]},
+        "errors": {text: {"first": text}},
+    }
+    metadata |= {name: {text: text} for name in ("versions", "timings", "machine", "absent")}
+    return dict(config_text=text, metadata=metadata, verdicts=[verdict, {**verdict, "verdict": "violated"}])
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_a_report_escapes_every_text_that_came_from_outside(text, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(plots, "save", lambda *arguments, **more: ({}, [text]))
+    data = run_dataset()
+    data.attrs |= {
+        name: text for name in ("title", "activation", "scheme", "status", "n", "d", "m", "replicates", "alpha", "lam")
+    }
+    pages = []
+    for material in (hostile_everywhere(text), hostile_everywhere("harmless")):
+        pages.append(report.write(tmp_path, data, **material).read_text(encoding="utf-8"))
+        data = data.assign_attrs({name: "harmless" for name, value in data.attrs.items() if value == text})
+        monkeypatch.setattr(plots, "save", lambda *arguments, **more: ({}, ["harmless"]))
+    hostile, harmless = (Page(page).seen for page in pages)
+    shape = [(tag, [key for key in attrs if key != "class"]) for tag, attrs in harmless]
+    assert [(tag, [key for key in attrs if key != "class"]) for tag, attrs in hostile] == shape
+    assert not [tag for tag, _ in hostile if tag in ("script", "svg", "iframe")]
+    assert not [key for _, attrs in hostile for key in attrs if key.startswith("on")]
+
+
+def test_titles_are_no_formulas(tmp_path) -> None:
+    """Matplotlib reads what stands between dollars."""
+    data = run_dataset()[["loss"]].assign_attrs(title="$\\frac{ costs $5")
+    figure = plots.summary(data)
+    figure.savefig(tmp_path / "a.png")
+
+
+def test_hostile_names_of_columns_reach_the_report_as_text(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(plots, "save", lambda *arguments, **more: ({}, []))
+    names = ["<script>alert(1)</script>", "\x1b[31m", "y"]
+    rows = [[k * 0.1, (k % 3) * 0.2, (-1) ** k] for k in range(6)]
+    (tmp_path / "data.csv").write_text("\n".join(",".join(map(str, row)) for row in [names, *rows]))
+    tree = {
+        "data": {"source": "csv", "path": str(tmp_path / "data.csv"), "target": "y"},
+        "cloud": {"m": 8, "replicates": 1},
+    }
+    tree |= {
+        "flow": {"steps": 1, "eta": 0.01, "scheme": "euler"},
+        "record": {"observables": ["loss"], "bounds_every": 1},
+    }
+    tree["output"] = {"title": "</title><script>alert(2)</script>"}
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(tree))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert cli.main(["run", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "&lt;script&gt;alert(2)" in page

@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -42,7 +43,8 @@ from . import mutations
 from .targets import TARGETS, Finding, mutation, valid
 from .tracing import WATCHED, Lines, executable
 
-SECONDS = 20  # for one input, on a machine that is busy
+SECONDS = 20  # of a processor, for one input
+PART, TRACED = 4000, 10  # inputs of a process; one of so many is traced
 BUDGET, ROOM = 64 << 20, 3 << 30  # bytes that a file of data may unpack to here; address space beside what is there
 FOLDER = Path("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
 
@@ -56,29 +58,27 @@ def within(seconds: float) -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(3 * seconds, exit=True)  # where a handler does not get its turn
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # of a processor: the machine may be busy
+    faulthandler.dump_traceback_later(15 * seconds, exit=True)  # where it waits, or a handler does not get its turn
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 class Fuzzer:
     """One target with its valid files, its folder, and what it came to."""
 
-    def __init__(self, target: str, folder: Path, seed: int = 0) -> None:
+    def __init__(self, target: str, folder: Path, seed: int = 0, seeds: dict[str, list[bytes]] | None = None) -> None:
         self.target, self.folder, self.seed = target, folder, seed
-        self.seeds = valid(folder)[target]
+        files = valid(folder) if seeds is None else seeds
+        self.seeds = files[target]
         (folder / "data").mkdir(exist_ok=True)
-        if target in ("idx", "labels"):
-            other = valid(folder)["labels" if target == "idx" else "idx"][0]
-            (
-                folder / "data" / ("hostile-labels-idx1-ubyte" if target == "idx" else "hostile-images-idx3-ubyte.gz")
-            ).write_bytes(other)
+        for kind in {"idx", "labels"} & {target, "labels" if target == "idx" else "idx"}:  # one needs the other
+            (folder / "data" / TARGETS[kind][0]).write_bytes(files[kind][0])
         self.outcomes: Counter[str] = Counter()
         self.findings: dict[str, tuple[int, str]] = {}
 
@@ -140,7 +140,7 @@ def work(target: str, first: int, count: int, seed: int, coverage: bool, report:
         for number in range(first, first + count):
             raw, choice = fuzzer.input(number)
             report.with_suffix(".last").write_bytes(raw)
-            with lines.watched() if lines is not None and number % 5 == 0 else contextlib.nullcontext():
+            with lines.watched() if lines is not None and number % TRACED == 0 else contextlib.nullcontext():
                 fuzzer.one(raw, choice, number)
             done += 1
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) >> 10
@@ -152,35 +152,41 @@ def work(target: str, first: int, count: int, seed: int, coverage: bool, report:
 # --- all of it
 
 
-def campaign(
-    inputs: int, seed: int, coverage: bool, only: str | None, part: int = 4000
-) -> tuple[list[dict], list[str]]:
+def campaign(options: argparse.Namespace) -> tuple[list[dict], list[str]]:
     """Run all targets in processes, a part of the inputs at a time; return what each part came to, and who died."""
-    results, died = [], []
-    context = multiprocessing.get_context("spawn")
+    parts = []
+    for target in [options.target] if options.target else TARGETS:
+        count = options.inputs if options.target else round(options.inputs * TARGETS[target][2])
+        size = PART if count > PART else max(1, -(-count // options.jobs))
+        parts += [(target, first, min(size, count - first)) for first in range(0, count, size)]
+    results: list[dict] = []
+    died: list[str] = []
+    context, running = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder:
-        for target in [only] if only else TARGETS:
-            count = inputs if only else round(inputs * TARGETS[target][2])
-            for first in range(0, count, part):
-                report = Path(folder) / f"{hashlib.sha256(f'{target}{first}'.encode()).hexdigest()[:8]}.json"
-                process = context.Process(
-                    target=work, args=(target, first, min(part, count - first), seed, coverage, report)
+        while parts or running:
+            while parts and len(running) < options.jobs:
+                part = parts.pop()
+                report = Path(folder) / f"{hashlib.sha256(str(part).encode()).hexdigest()[:8]}.json"
+                running.append(
+                    (context.Process(target=work, args=(*part, options.seed, options.coverage, report)), report)
                 )
-                process.start()
-                process.join()
+                running[-1][0].start()
+            multiprocessing.connection.wait([process.sentinel for process, _ in running])
+            for process, report in [one for one in running if not one[0].is_alive()]:
+                running.remove((process, report))
                 if report.exists():
                     results.append(json.loads(report.read_text()))
                     show(results[-1])
                 else:
-                    last = report.with_suffix(".last")
-                    kept = Path(tempfile.gettempdir()) / f"died-{report.stem}"
-                    if last.exists():
-                        shutil.copy(last, kept)
-                    died.append(
-                        f"{target}, inputs from {first}: exit code {process.exitcode}, the last input is {kept}"
-                    )
+                    died.append(f"exit code {process.exitcode}, the last input is {kept(report)}")
                     print(died[-1], flush=True)
     return results, died
+
+
+def kept(report: Path) -> Path | None:
+    """Keep the last input of a process that died."""
+    last, place = report.with_suffix(".last"), Path(tempfile.gettempdir()) / f"died-{report.stem}"
+    return Path(shutil.copy(last, place)) if last.exists() else None
 
 
 def show(result: dict) -> None:
@@ -255,13 +261,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="over all targets, or of the one that is named")
     parser.add_argument("--target", choices=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--coverage", action="store_true", help="count the lines that every fifth input runs")
-    parser.add_argument("--atheris", action="store_true")
+    parser.add_argument("--coverage", action="store_true", help="count the lines that every tenth input runs")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--atheris", action="store_true", help="let coverage choose the inputs of --target")
     options = parser.parse_args(arguments)
     if options.atheris:
         guided(options.target or "csv", options.inputs, options.seed)
     begin = clock.monotonic()
-    results, died = campaign(options.inputs, options.seed, options.coverage, options.target)
+    results, died = campaign(options)
     found = {key for result in results for key in result["findings"]}
     if options.coverage:
         print(covered(results))
