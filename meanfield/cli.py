@@ -162,7 +162,8 @@ def _carry_on(options: argparse.Namespace, config: "RunConfig", directory: Path,
     from meanfield.ranks import Alone, on_first
 
     backends.check_name(options.backend)
-    parallel.set_threads(options.threads or (None if ranks is None else ranks.threads()))
+    given = options.threads
+    parallel.set_threads(ranks.threads() if given is None and ranks is not None else given)
     if not options.quiet:
         print(printable(_announcement(config, directory)), file=sys.stderr, flush=True)
     if on_first(ranks or Alone(), lambda: recovery.is_finished(directory)):

@@ -21,8 +21,8 @@ def passes(monkeypatch, steps: int, **options) -> Counter:
     """How often clouds with and without their reference are passed over, after a first step."""
     engine, counts = Risk.engine, Counter()
 
-    def counting(self, m):
-        made = engine(self, m)
+    def counting(self, *which):
+        made = engine(self, *which)
 
         def measure(activation, x, z, reference, *rest, **more):
             counts["alone" if reference is None else "with reference"] += 1
