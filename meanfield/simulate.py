@@ -252,6 +252,7 @@ class _Loop:
                     moved = self.moved()
                 self.record(moved, state.time)
                 meter.update(state.time, state.clouds[0].step, self.last_loss())
+            self._keep_up([])  # the last checkpoint may be damaged later: the one before is then near
             self._demand_finite()  # nobody may have looked: there may be no observable
         finally:
             meter.close()
