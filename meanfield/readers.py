@@ -82,7 +82,10 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
             f"'{path}' is {'cut short' if len(raw) < wanted else 'too long'}: {len(raw)} bytes came, wanted "
             f"{wanted} for the shape {tuple(shape)} in its header. Copy the file again."
         )
-    return np.frombuffer(raw, dtype=item, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(raw, dtype=item, offset=start).reshape(shape)
+    except ValueError:  # of no numbers, with axes that are too long
+        raise InputError(f"'{path}' holds nothing: the shape in its header is {tuple(shape)}.") from None
 
 
 def read_csv(path: str | os.PathLike[str], wanted: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:

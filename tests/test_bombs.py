@@ -8,8 +8,10 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import h5netcdf  # noqa: F401  (what importing takes is not looked at)
 import h5py
 import pytest
+import xarray  # noqa: F401
 
 from meanfield import datasets, readers, store
 from meanfield.config import DataConfig
@@ -52,6 +54,7 @@ def npy_bomb(shape: tuple[int, ...]) -> bytes:
         (lambda: gzip.compress(bytes(BOMB), 1), readers.read_idx),
         (lambda: b"\0\0\x0e\x03" + b"\xff" * 12, readers.read_idx),
         (lambda: b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\0", readers.read_idx),
+        (lambda: b"\0\0\x08\x04" + b"\0\0\0\0" + b"\xff" * 12, readers.read_idx),
         (lambda: npz_bomb(zipfile.ZIP_DEFLATED), readers.read_npz),
         (lambda: npz_bomb(zipfile.ZIP_BZIP2), readers.read_npz),
         (lambda: npz_bomb(zipfile.ZIP_DEFLATED), store.read_npz),
