@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from meanfield.errors import InputError, MeanfieldError
-from meanfield.ranks import Apart
 
 # What launchers tell a process of how many there are; the last two tell no number.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 LAUNCHED = (*SIZES, "PMI_RANK", "PMIX_RANK")
 # Seconds that a rank which cannot go on waits for the others to come to the same end, before it stops them.
 GRACE = 10.0
+
+
+class Apart(RuntimeError):
+    """Ranks that should do the same do different things."""
 
 
 class Mpi:

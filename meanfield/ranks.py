@@ -86,10 +86,6 @@ class Failure(NamedTuple):
     error: BaseException
 
 
-class Apart(RuntimeError):
-    """Ranks that should do the same do different things."""
-
-
 def together(communicator: Communicator, work: Callable[[], T]) -> list[T]:
     """Return what `work` returned on every rank; what one of them raised is raised on all."""
     if communicator.size == 1:
