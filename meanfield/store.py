@@ -15,6 +15,7 @@ was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -216,7 +217,10 @@ def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str
     arrays = pack_clouds(clouds) | {f"record.{name}": value for name, value in records.items()}
     arrays["state"] = np.asarray(json.dumps(plain(state)))
     if share is not None:
-        arrays = write_rows(directory, f"{path.stem}.{clouds[0].step}", arrays, share)
+        stem = f"{path.stem}.{clouds[0].step}"
+        arrays = write_rows(
+            directory, ranks.on_first(share.communicator, lambda: _free(directory, stem)), arrays, share
+        )
 
     def write() -> None:
         if path.exists():
@@ -226,6 +230,12 @@ def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str
         _clear_rows(directory)
 
     write() if share is None else ranks.on_first(share.communicator, write)
+
+
+def _free(directory: Path, stem: str) -> str:
+    """Return a stem of files of rows that no checkpoint of the same step has."""
+    names = itertools.chain([stem], (f"{stem}.{k}" for k in itertools.count(1)))
+    return next(name for name in names if not any(directory.glob(f"{name}.rows*")))
 
 
 def read_checkpoint(
