@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from meanfield import mapped
+from meanfield.cores import Apart
 from meanfield.dyadic import DyadicSum as DyadicSum
 from meanfield.dyadic import Tree as Tree
 from meanfield.errors import InputError
@@ -56,9 +57,15 @@ def blocks(m: int, size: int) -> list[slice]:
 def threads() -> int:
     """Return how many threads work on blocks (default: the cores this process may use)."""
     if _state["threads"] is None:
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        _state["threads"] = max(1, count or 1)
+        _state["threads"] = _cores()
     return int(_state["threads"])
+
+
+@functools.cache
+def _cores() -> int:
+    """Return how many cores this process may use, asked once: threads are held on single ones later (`cores`)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, count or 1)
 
 
 def set_threads(count: int | None) -> None:
@@ -67,7 +74,7 @@ def set_threads(count: int | None) -> None:
         raise InputError(f"threads must be at least 1, got {count}; leave it out to use every core")
     with _state["lock"]:
         if _state["pool"] is not None:
-            _state["pool"].shutdown(wait=False)  # what is under way is finished
+            _state["pool"][0].shutdown(wait=False)  # what is under way is finished
         _state.update(threads=count, pool=None)
 
 
@@ -304,35 +311,38 @@ def _with_helpers(work: Callable[[], None], count: int) -> None:
         else:
             mine.set_result(None)
 
-    _call(helper, count)
-    try:
-        work()
-    finally:
-        wait(begun)
+    with _call(helper, count).held():
+        try:
+            work()
+        finally:
+            wait(begun)
     for helped in begun:
         helped.result()
 
 
-def _call(helper: Callable[[], None], count: int) -> None:
-    """Ask so many threads for help. One that comes late, or not at all, is not missed."""
-    # No thread can be started: there are too many, or the interpreter is about to end.
-    with _state["lock"], contextlib.suppress(RuntimeError):
-        pool = _pool()
-        for _ in range(count):
-            pool.submit(helper)
+def _call(helper: Callable[[], None], count: int) -> Apart:
+    """Ask so many threads for help, and return where they run. One that comes late, or not at all, is not missed."""
+    with _state["lock"]:
+        pool, apart = _pool()
+        # No thread can be started: there are too many, or the interpreter is about to end.
+        with contextlib.suppress(RuntimeError):
+            for _ in range(count):
+                pool.submit(helper)
+    return apart
 
 
-def _pool() -> ThreadPoolExecutor:
-    """Return the helping threads, numbered from 1."""
+def _pool() -> tuple[ThreadPoolExecutor, Apart]:
+    """Return the helping threads, numbered from 1, and what keeps them apart."""
     if _state["pool"] is None:
-        numbers = itertools.count(1)
+        numbers, apart = itertools.count(1), Apart()
 
-        def number() -> None:
+        def begin() -> None:
             _inside.number = next(numbers)
+            apart.join()
 
         size = max(1, threads() - 1)
-        _state["pool"] = ThreadPoolExecutor(size, thread_name_prefix="meanfield", initializer=number)
-    pool: ThreadPoolExecutor = _state["pool"]
+        _state["pool"] = ThreadPoolExecutor(size, thread_name_prefix="meanfield", initializer=begin), apart
+    pool: tuple[ThreadPoolExecutor, Apart] = _state["pool"]
     return pool
 
 

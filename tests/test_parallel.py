@@ -1,5 +1,6 @@
 """Who works on which part: every part once, the same parts pass after pass, and nothing is waited for in vain."""
 
+import contextlib
 import os
 import random
 import sys
@@ -83,7 +84,7 @@ def test_a_helper_that_does_not_come_is_not_waited_for():
         begun.set()
         hold.wait(10)
 
-    parallel._pool().submit(occupy)
+    parallel._pool()[0].submit(occupy)
     begun.wait(10)
     done = []
     parallel.each_group(lambda part: done.append(part.start), PARTS, 1)
@@ -129,7 +130,7 @@ def test_after_a_failure_no_part_is_begun():
 
 def test_a_helper_is_waited_for_where_the_next_one_cannot_be_had(monkeypatch):
     parallel.set_threads(3)
-    pool, helped, done = parallel._pool(), threading.Event(), []
+    pool, helped, done = parallel._pool()[0], threading.Event(), []
 
     class Full:
         def submit(self, work):
@@ -256,3 +257,60 @@ def test_a_child_of_a_fork_inside_a_call_counts_its_own():
             kept = kept and parallel._blas()[0].num_threads == 1
         os._exit(0 if kept else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+# --- on which cores
+
+APART = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores on Linux"
+)
+
+
+@APART
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_run_apart_and_are_let_go(fails):
+    """While parts are worked the caller has one core and helpers the others; then it has all of its own again."""
+    parallel.set_threads(2)
+    allowed, caller, seen = os.sched_getaffinity(0), threading.get_ident(), {}
+    both = threading.Barrier(2)
+
+    def work(part):
+        if part.start in (0, PARTS // 2):
+            both.wait(10)
+            seen[threading.get_ident() == caller] = os.sched_getaffinity(0)
+            both.wait(10)
+        if fails:
+            raise ValueError("in a part")
+
+    for _ in range(2):  # a thread that has just begun, and one that was there
+        seen.clear()
+        with pytest.raises(ValueError, match="in a part") if fails else contextlib.nullcontext():
+            parallel.each_group(work, PARTS, 1)
+        assert len(seen[True]) == 1 and seen[False] == allowed - seen[True]
+        assert os.sched_getaffinity(0) == allowed
+
+
+@APART
+def test_a_process_of_one_core_is_left_alone():
+    allowed = os.sched_getaffinity(0)
+    one = {min(allowed)}
+    parallel.set_threads(2)
+    try:
+        os.sched_setaffinity(0, one)
+        assert sum(parallel.sum_groups(lambda part: np.arange(part.start, part.stop), 2, 1)) == 1
+        assert os.sched_getaffinity(0) == one
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@APART
+def test_how_many_cores_there_are_does_not_depend_on_who_asks():
+    parallel.set_threads(2)
+    found = []
+
+    def ask(_):
+        parallel.set_threads(None)
+        found.append(parallel.threads())
+
+    parallel.each_group(ask, 2, 1)
+    assert set(found) == {len(os.sched_getaffinity(0))}
