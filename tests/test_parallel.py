@@ -139,7 +139,8 @@ def test_a_helper_is_waited_for_where_the_next_one_cannot_be_had(monkeypatch):
             pool.submit(work)
             helped.wait(10)
 
-    monkeypatch.setattr(parallel, "_pool", Full)
+    apart = parallel._pool()[1]
+    monkeypatch.setattr(parallel, "_pool", lambda: (Full(), apart))
     caller = threading.get_ident()
 
     def work(part):
