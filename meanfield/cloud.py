@@ -22,8 +22,7 @@ from meanfield.units import Unit
 
 Array = np.ndarray
 DTYPES = {"float64": np.float64, "float32": np.float32}
-# Numbers looked at together when a cloud is checked: a block of them stays in a cache.
-BLOCK = 1 << 18
+BLOCK = 1 << 20  # numbers looked at together when a cloud is checked: for fewer, threads cost more than they save
 DRAWN = 1 << 15  # particles of a cloud on disk drawn at a time
 
 
@@ -276,18 +275,22 @@ def normalised(weights: Array, m: int) -> Array:
     return w
 
 
-def finite(z: Array, share: Share | None = None) -> bool:
+def finite(z: Array) -> bool:
     """Return whether all numbers of an array are finite (and their sums are); no array is made for it."""
     with np.errstate(all="ignore"):
         rows = 1 + BLOCK // z.shape[1]
-        here = bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+        return bool(np.isfinite(float(parallel.sum_groups(lambda part: z[part].sum(), len(z), rows))))
+
+
+def everywhere(here: bool, share: Share | None) -> bool:
+    """Return whether something holds on all ranks that share a cloud; without a share, whether it does here."""
     return here if share is None else not share.communicator.largest(not here)
 
 
 def demand_finite(cloud: Cloud) -> None:
     """Raise DivergedError if particles or their reference are not finite."""
     for what, z in (("particles", cloud.z), ("the particles of the reference", cloud.reference)):
-        if z is not None and not finite(z, cloud.share):
+        if z is not None and not everywhere(finite(z), cloud.share):
             raise DivergedError(
                 f"{what} hold NaN or infinity at step {cloud.step} (time {cloud.time:.6g}): nothing can be measured of "
                 "them; go back to a cloud before, and take a smaller eta if steps brought it there"

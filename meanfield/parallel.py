@@ -215,9 +215,14 @@ def _add_groups(tree: Tree, function: Callable[[slice], Any], count: int, size: 
         each_group(lambda part: tree.add(number + part.start // size, function(part)), count, size)
 
 
-def each_group(function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False) -> None:
-    """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS."""
-    _share(function, blocks(count, size), backwards=backwards)
+def each_group(
+    function: Callable[[slice], Any], count: int, size: int, *, backwards: bool = False, least: int = 0
+) -> None:
+    """Call function(group) for groups of `size` of range(count), worked by the threads; no limit is put on BLAS.
+
+    With `least` the last groups are cut, down to so many things, that threads end together.
+    """
+    _share(function, blocks(count, size), backwards=backwards, least=least)
 
 
 def each_pair(function: Callable[[int, int], Any], count: int) -> None:
@@ -260,7 +265,12 @@ def tournament(count: int) -> list[tuple[int, int]]:
 
 
 def _share(
-    function: Callable[[slice], Any], parts: list[slice], *, backwards: bool = False, whole: bool = False
+    function: Callable[[slice], Any],
+    parts: list[slice],
+    *,
+    backwards: bool = False,
+    whole: bool = False,
+    least: int = 0,
 ) -> None:
     """Call function(part) for every part; the calling thread works too, and so wakes one thread fewer.
 
@@ -285,7 +295,7 @@ def _share(
     def work() -> None:
         _inside.work = True
         try:
-            while (part := _next(runs, getattr(_inside, "number", 0), backwards)) is not None:
+            while (part := _next(runs, getattr(_inside, "number", 0), backwards, least)) is not None:
                 done(part)
         except BaseException:
             for run in runs:  # nothing more is begun
@@ -346,12 +356,19 @@ def _pool() -> tuple[ThreadPoolExecutor, Apart]:
     return pool
 
 
-def _next(runs: list[deque[slice]], number: int, backwards: bool) -> slice | None:
-    """Take the next part of a thread's own run, or the last one of the longest other; None: nothing is left."""
-    with contextlib.suppress(IndexError):  # of a run that another thread has just taken the last part of
-        own = runs[number % len(runs)]
-        return own.pop() if backwards else own.popleft()
-    while longest := max(runs, key=len):
-        with contextlib.suppress(IndexError):
-            return longest.popleft() if backwards else longest.pop()
+def _next(runs: list[deque[slice]], number: int, backwards: bool, least: int) -> slice | None:
+    """Take the next part of a thread's own run, or the last one of the longest other; None: nothing is left.
+
+    Of a run's very last part half is taken, as long as it has twice the `least` length (0: no part is cut).
+    """
+    own = runs[number % len(runs)]
+    while run := own or max(runs, key=len):
+        with contextlib.suppress(IndexError):  # another thread has just taken the last part
+            part = run.pop() if (run is own) == backwards else run.popleft()
+            if run or not least or part.stop - part.start < 2 * least:
+                return part
+            middle = (part.start + part.stop) // 2
+            halves = slice(part.start, middle), slice(middle, part.stop)
+            run.append(halves[1 - backwards])
+            return halves[backwards]
     return None

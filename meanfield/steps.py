@@ -15,7 +15,7 @@ from meanfield.accounting import smooth as smooth
 from meanfield.accounting import trained as trained
 from meanfield.accounting import unaccountable as unaccountable
 from meanfield.backends import Motion
-from meanfield.cloud import Cloud, Kernel, cloud_noise, demand_values, finite
+from meanfield.cloud import Cloud, Kernel, cloud_noise, demand_values, everywhere, finite
 from meanfield.errors import DivergedError, InputError
 from meanfield.minibatch import Minibatch
 from meanfield.noise import Stream
@@ -42,14 +42,17 @@ def step(dynamics: Dynamics, cloud: Cloud, eta: float, *, donated: bool = False)
         risk = None
     else:
         risk = dynamics.objective.plain(cloud)
+    seen: list[bool] = []
     if risk is not None and dynamics.scheme.explicit:
-        done = _in_one_pass(dynamics, risk, cloud, eta, donated)
+        done = _in_one_pass(dynamics, risk, cloud, eta, donated, seen)
     else:
         with parallel.single_threaded_blas():
             done = (
-                _in_parts(dynamics, cloud, eta) if risk is None else _in_one_pass(dynamics, risk, cloud, eta, donated)
+                _in_parts(dynamics, cloud, eta)
+                if risk is None
+                else _in_one_pass(dynamics, risk, cloud, eta, donated, seen)
             )
-    if not finite(done.z, done.share):
+    if not everywhere(all(seen) if seen else finite(done.z), done.share):
         raise DivergedError(
             f"particles are not finite after step {done.step} (time {done.time:.6g}, eta {eta:.3g}); take a smaller eta"
         )
@@ -66,8 +69,11 @@ def _agreed(dynamics: Dynamics, cloud: Cloud) -> Cloud:
     return done
 
 
-def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donated: bool) -> Cloud:
-    """Return the cloud after a step without account, which moves each block of particles through all its parts."""
+def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donated: bool, seen: list[bool]) -> Cloud:
+    """Return the cloud after a step without account, which moves each block of particles through all its parts.
+
+    `seen` is given whether what was written is finite, where the backend tells (see `Motion`).
+    """
     parts = plan(dynamics.scheme, eta, dynamics.lam, dynamics.decay, cloud.m, cloud.reference_variance)
     residual, kernel = None, cloud.kernel
     if not dynamics.scheme.explicit:
@@ -76,7 +82,7 @@ def _in_one_pass(dynamics: Dynamics, risk: Risk, cloud: Cloud, eta: float, donat
         kernel = _carried(dynamics, risk, cloud, residual, eta, parts.decay_time)
     channel = parts.channel
     names = (cloud.seed, cloud.step, cloud.replicate, cloud.first)
-    motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, *names)
+    motion = Motion(parts.before, channel.decay, channel.sigma, parts.after, *names, seen.append)
     out = None
     if donated and cloud.start is not cloud.z:
         # A fresh cloud is its own reference; the reference is moved in place and the particles leave it.

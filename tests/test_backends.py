@@ -210,10 +210,24 @@ def test_a_cloud_that_started_somewhere_keeps_its_start() -> None:
     np.testing.assert_array_equal(moved.start, 1.0)
 
 
+@cpu
+@pytest.mark.parametrize("dtype", CLOSE)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (130, 2), (299, -1)])
+def test_compiled_moves_tell_of_what_is_not_finite(value: float, place: tuple[int, int], dtype: str) -> None:
+    engine, x = backends.get("cpu"), np.zeros((5, 3))
+    z = np.full((300, 4), 0.9 * np.finfo(dtype).max, dtype)  # finite, though their sums are not
+    for flaw in (0.0, value):
+        z[place] = flaw
+        seen: list[bool] = []
+        engine.move(ACTIVATIONS["tanh"], x, z, None, np.zeros(5), Motion(0, 1, 0, 0, 0, 0, 0, seen=seen.append))
+        assert all(seen) == np.isfinite(flaw) and seen
+
+
 def test_what_auto_chooses(monkeypatch) -> None:
     here = {"cpu": "", "cuda": "no GPU"}
     monkeypatch.setattr(backends, "unavailable", here.__getitem__)
-    monkeypatch.setattr(backends, "find_spec", lambda name: True)
+    monkeypatch.setattr(backends, "installed", lambda name: True)
     assert backends.choose(10, 100).name == "numpy"
     assert backends.choose(100, 1000).name == "cpu"
     assert backends.choose(1000, 10_000).name == "cpu"

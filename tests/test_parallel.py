@@ -48,6 +48,23 @@ def test_every_part_is_worked_once(threads):
         assert sorted(sum(taken.values(), [])) == list(range(PARTS))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_last_parts_are_cut_down_to_the_least_length(threads, backwards):
+    parallel.set_threads(threads)
+    taken = []
+    parallel.each_group(taken.append, 100, 16, backwards=backwards, least=2)
+    assert sorted(i for part in taken for i in range(part.start, part.stop)) == list(range(100))
+    lengths = [part.stop - part.start for part in taken]
+    assert max(lengths) == 16
+    if threads == 1:
+        assert len(lengths) == 7  # nobody to end together with
+    else:
+        assert min(lengths) == 2
+        last = [part for part in taken if part.stop - part.start < 16]
+        assert len(last) >= 3 * threads
+
+
 def test_a_thread_has_the_same_neighbouring_parts_in_every_pass_forwards_and_backwards():
     (forwards,), (backwards,) = passes(2, 1), passes(2, 1, backwards=True)
     caller = threading.get_ident()

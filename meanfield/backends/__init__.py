@@ -71,7 +71,8 @@ class Motion(NamedTuple):
     """A step without account: a kick of length `before`, a channel z <- decay z + sigma xi, a kick of length `after`.
 
     The noise xi of a particle is named by (seed, step, replicate) in stream DIFFUSION; see `noise`. `first` is the
-    number of the first particle, where the arrays are rows of a larger cloud.
+    number of the first particle, where the arrays are rows of a larger cloud. `seen` is told whether all numbers of
+    the new cloud are finite, once or more often, by a backend that looks as it writes them; others leave it alone.
     """
 
     before: float
@@ -82,6 +83,7 @@ class Motion(NamedTuple):
     step: int
     replicate: int
     first: int = 0
+    seen: Callable[[bool], None] | None = None
 
 
 class Backend(NamedTuple):
@@ -140,9 +142,15 @@ def check_name(name: str) -> None:
 
 
 @functools.cache
+def installed(package: str) -> bool:
+    """Return whether a package is installed, looked up once: every step asks."""
+    return find_spec(package) is not None
+
+
+@functools.cache
 def unavailable(name: str) -> str:
     """Return why a backend cannot run here, as a sentence with the line that installs it; empty where it can."""
-    if name == "cpu" and find_spec("numba") is None:
+    if name == "cpu" and not installed("numba"):
         return "Numba is not installed: pip install numba"
     try:
         module = import_module(MODULES[name])
@@ -162,7 +170,7 @@ def choose(n: int, m: int) -> Choice:
     loading a compiler costs more than it saves.
     """
     work = n * m
-    if work >= DEVICE_WORK and find_spec("cupy") is not None and not unavailable("cuda"):
+    if work >= DEVICE_WORK and installed("cupy") and not unavailable("cuda"):
         return Choice("cuda", f"a GPU is there and n m = {work:,} is at least {DEVICE_WORK:,}")
     if work < COMPILED_WORK:
         return Choice("numpy", f"n m = {work:,} is below {COMPILED_WORK:,}, too little for compiled code")

@@ -31,6 +31,7 @@ discard_stale(Path(_compiled._cache.cache_path))
 # A group of blocks holds at least so many (particle, sample) pairs: about 40 microseconds of work.
 GROUP = 1 << 16
 GROUPS = 16  # for each thread, at most: an even share, and little time spent on handing out
+LEAST = 4  # blocks: what the last groups are cut into, where any cut gives the same bits
 LARGEST_GROUP = 1 << 9  # blocks: of a cloud on disk, what is worked at a time is in memory
 # Activations are kept between predicting and moving where the last cache has room for them, or where forming them
 # again costs more than the memory's bandwidth: inner products over at least KEEP_FROM coordinates. They take at
@@ -119,13 +120,15 @@ def _move(
     source, target = (none, none) if far is None else (_rowwise(far), beyond)
 
     def group(part: slice) -> None:
-        fused.move(
+        fine = fused.move(
             inputs.x, cx, c, z, there, source, target, part.start, part.stop, lengths, names, keys, trained,
             compiled.pair, compiled.slope, kept,
         )  # fmt: skip
+        if motion.seen:
+            motion.seen(fine)
 
     # Backwards: of what was kept, the last blocks are still in a cache.
-    parallel.each_group(group, blocks_of(len(z)), group_size(len(z), inputs.n), backwards=True)
+    parallel.each_group(group, blocks_of(len(z)), group_size(len(z), inputs.n), backwards=True, least=LEAST)
     return there, beyond
 
 

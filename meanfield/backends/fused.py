@@ -152,8 +152,18 @@ def follow(reference, target, xi, first, count, decay, sigma, theta, outer):
 
 
 @compiled
+def note(tt, u, flaws):
+    """Make `flaws` NaN where a number of the block is not finite; it is 0 before."""
+    for k in range(tt.shape[0]):
+        for j in range(BLOCK):
+            flaws[j] += tt[k, j] - tt[k, j]
+    for j in range(BLOCK):
+        flaws[j] += u[j] - u[j]
+
+
+@compiled
 def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys, train, pair, slope, kept):
-    """Move blocks first .. last - 1 of cloud and reference by kick, channel, kick.
+    """Move blocks first .. last - 1 of cloud and reference by kick, channel, kick; return whether all is finite.
 
     `cx` is c_i x_i, `lengths` (before, decay, sigma, after) in the dtype of z, `names` (step, last word of the
     counters, whether anything is drawn, the number of the first particle), `train` whether theta
@@ -163,6 +173,7 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
     tt, u = np.empty((d, BLOCK), dtype), np.empty(BLOCK, dtype)
     gt, gu = np.empty((d, BLOCK), dtype), np.empty(BLOCK, dtype)
     w, own, h1 = np.empty((SAMPLES, BLOCK), dtype), np.empty((SAMPLES, BLOCK), dtype), np.empty((SAMPLES, BLOCK), dtype)
+    flaws = np.zeros(BLOCK, dtype)
     xi, none = np.zeros((BLOCK, d + 1), dtype), np.empty((0, 0, BLOCK), dtype)[:, 0]
     before, decay, sigma, after = lengths
     step, last_word, drawn, start = names
@@ -178,9 +189,11 @@ def move(x, cx, c, z, out, reference, target, first, last, lengths, names, keys,
         if after != 0:
             field(x, cx, c, tt, pair, slope, none, w, own, h1, gt, gu)
             kick(tt, u, gt, gu, after, theta, outer)
+        note(tt, u, flaws)
         for j in range(count):
             for k in range(d):
                 out[b * BLOCK + j, k] = tt[k, j]
             out[b * BLOCK + j, d] = u[j]
         if reference.shape[0]:
             follow(reference, target, xi, b * BLOCK, count, decay, sigma, theta, outer)
+    return not np.isnan(flaws).any()
