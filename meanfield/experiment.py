@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from meanfield import config as configuration
-from meanfield import datasets, parallel, results, spread, store
+from meanfield import backends, datasets, parallel, results, spread, store
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
@@ -38,6 +38,7 @@ GIGABYTE = 1e9
 COPIES = 8
 FILES = 3  # of a cloud on disk: state, reference, start
 DRAWN = 1 << 18  # particles in the figure of the cloud
+SAID = 8  # ranks whose devices are said; metadata.json has all
 FEW = 64  # particles of a cloud that only stands for one of the configuration's size
 
 
@@ -213,7 +214,9 @@ def carry(
         if experiment.flow.objective.network is None
         else experiment.flow.objective.network.choice(experiment.cloud.m)
     )
-    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}"] if say else ():
+    devices = backends.devices(choice.name, experiment.cloud.share)
+    taken = [f"devices: {'; '.join(devices[:SAID])}{'; ...' if len(devices) > SAID else ''}"] if devices else []
+    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}", *taken] if say else ():
         say(note)  # type: ignore[misc]
     record = config.record
     return simulate(
@@ -238,6 +241,7 @@ def carry(
             "data": {"notes": list(experiment.data.notes), "names": list(experiment.data.names)},
             "backend": choice.name,
             "backend_reason": choice.why,
+            **({"devices": devices} if devices else {}),
             "startup_seconds": round(clock.perf_counter() - begin, 4),
         },
     )

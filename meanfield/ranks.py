@@ -195,6 +195,15 @@ class Share:
         held = _Nodes(self, size, tree.nodes(), done if isinstance(done, Failure) else None)
         return _value(self.communicator.broadcast(held.total()))
 
+    def across(self, work: Callable[[], Any]) -> Any:
+        """Return the sum of what `work` returns on every rank, in the tree over their numbers, the same bits on all.
+
+        Each rank's rows are one piece: for another number of ranks the sum is rounded otherwise.
+        """
+        rank, size = self.communicator.rank, self.communicator.size
+        pieces = Share(self.communicator, tuple(range(size + 1)), 1)
+        return pieces.sum(1, lambda tree: tree.add(rank, work()))
+
 
 class _Nodes:
     """The nodes of the tree of one sum that a rank has: (level, number) over blocks of `size` particles."""

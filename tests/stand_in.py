@@ -105,14 +105,15 @@ class Module:
     def asarray(self, value: Any, dtype: Any = None) -> DeviceArray:
         """Return a value on the device."""
         if isinstance(value, DeviceArray):
-            return DeviceArray(np.asarray(value.inside, dtype), self)
+            return value if dtype in (None, value.dtype) else DeviceArray(np.asarray(value.inside, dtype), self)
         self.uploads += 1
         return DeviceArray(np.array(value, dtype), self)
 
     def ascontiguousarray(self, value: Any) -> DeviceArray:
-        """Return a value on the device, C-contiguous."""
-        value = value if isinstance(value, DeviceArray) else self.asarray(value)
-        return DeviceArray(np.ascontiguousarray(value.inside), self)
+        """Return an array of the device C-contiguous, itself if it is; host arrays are refused."""
+        if not isinstance(value, DeviceArray):
+            raise TypeError(f"Argument 'a' has incorrect type (expected an array of the device, got {type(value)})")
+        return value if value.flags.c_contiguous else DeviceArray(np.ascontiguousarray(value.inside), self)
 
     def asnumpy(self, value: DeviceArray) -> np.ndarray:
         """Return a copy on the host."""
