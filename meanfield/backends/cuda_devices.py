@@ -65,8 +65,9 @@ def _seat(communicator: Communicator) -> Seat:
             f"the backend 'cuda' cannot run on rank {communicator.rank}: {reason} Type --backend cpu, or start ranks "
             "only where GPUs are."
         )
-    from cupy.cuda import runtime
+    import cupy
 
+    runtime = cupy.cuda.runtime
     # A communicator that does not tell which rank of its machine this is has all of them on one.
     number = int(getattr(communicator, "place", communicator.rank)) % runtime.getDeviceCount()
     properties = runtime.getDeviceProperties(number)
