@@ -217,6 +217,9 @@ def _sweep(options: argparse.Namespace) -> int:
     ranks = mpi.world()
     if ranks is None or ranks.size == 1:
         return _sweep_points(options, None)
+    from meanfield import backends
+
+    backends.settle(ranks.place)
     with mpi.workers(ranks) as executor:
         return 0 if executor is None else _sweep_points(options, executor)
 

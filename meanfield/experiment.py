@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import config as configuration
 from meanfield import backends, datasets, parallel, results, spread, store
+from meanfield import config as configuration
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig

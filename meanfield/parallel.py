@@ -5,8 +5,8 @@ thread with a single-threaded BLAS, and partial sums are combined in a fixed dya
 result is the same to the last bit for any number of threads.
 
 Inside `sharing` the arrays at hand are a rank's rows of a cloud that several hold together: then `total` is the number
-of all particles, and sums are those over all ranks: of blocks by `sum_blocks` and `sum_groups`, whose bits do not depend
-on how many ranks there are either, of ranks as a whole by `sum_ranks`.
+of all particles, and sums are those over all ranks: of blocks by `sum_blocks` and `sum_groups`, whose bits are those of
+any number of ranks, of each rank's rows as one piece by `sum_ranks`.
 """
 
 import contextlib

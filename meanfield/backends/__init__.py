@@ -222,6 +222,11 @@ def around(
     return backend._replace(**changed)
 
 
+def settle(place: int) -> None:
+    """Say which place this process has among those of its machine: of several devices it takes the one of that number."""
+    import_module("meanfield.backends.cuda_devices").settle(place)
+
+
 def devices(name: str, share: Share | None) -> list[str]:
     """Return which device each rank works on, a line a rank: nothing where there are no ranks or no devices."""
     if name != "cuda" or share is None:

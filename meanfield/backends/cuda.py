@@ -28,11 +28,10 @@ from typing import Any
 
 from meanfield import parallel
 from meanfield.backends import ARRAYS, SUMS, Backend, Measurement, Moved, around, arrays
-from meanfield.backends.cuda_devices import seats, unavailable
+from meanfield.backends.cuda_devices import own, seats, unavailable
 from meanfield.backends.cuda_source import Launch, launch
 from meanfield.backends.cuda_steps import BUDGET, LARGEST_CHUNK, STILL, Array, Steps
 from meanfield.errors import InputError
-from meanfield.ranks import Communicator
 from meanfield.units import Activation
 
 
@@ -106,18 +105,19 @@ def kick(
     at: Array | None = None,
 ) -> Moved:
     """Return T(z) = z + eps b(z) and the means that the account wants; see `reference.kick`."""
-    z, eps = on.asarray(z), float(eps)
+    eps = float(eps)
     if at is None and not account:
         return Moved(on.move(activation, x, z, None, c, STILL._replace(before=eps), train)[0])
-    points = z if at is None else on.asarray(at)
 
     def work() -> tuple[Array, tuple]:
+        cloud = on.asarray(z)
+        points, kind = cloud if at is None else on.asarray(at), cloud.dtype
         b = on.pullback(activation, x, points, c, train)
-        moved = z + z.dtype.type(eps) * b
+        moved = cloud + kind.type(eps) * b
         if not account:
             return moved, ()
-        frame = _frame(on, activation, on.upload(x, z.dtype), z, reference, weights)
-        return moved, arrays.kick_account(frame, b, points, on.upload(c, z.dtype), eps, train)
+        frame = _frame(on, activation, on.upload(x, kind), cloud, reference, weights)
+        return moved, arrays.kick_account(frame, b, points, on.upload(c, kind), eps, train)
 
     return _moved(on, work) if account else Moved(work()[0])
 
@@ -137,18 +137,20 @@ def midpoint_kick(
     variance: float = 1.0,
 ) -> Moved:
     """Return z + eps b(z + eps b(z) / 2) and the means that the account wants; see `reference.midpoint_kick`."""
-    z, eps = on.asarray(z), float(eps)
+    eps = float(eps)
 
     def work() -> tuple[Array, tuple]:
-        b = on.pullback(activation, x, z, c, train)
-        middle = z + z.dtype.type(0.5 * eps) * b
+        cloud = on.asarray(z)
+        kind = cloud.dtype
+        b = on.pullback(activation, x, cloud, c, train)
+        middle = cloud + kind.type(0.5 * eps) * b
         b_mid = on.pullback(activation, x, middle, c, train)
-        moved = z + z.dtype.type(eps) * b_mid
+        moved = cloud + kind.type(eps) * b_mid
         if not account:
             return moved, ()
-        frame = _frame(on, activation, on.upload(x, z.dtype), z, reference, weights)
-        on_device = on.upload(c, z.dtype)
-        return moved, arrays.midpoint_account(frame, b, middle, b_mid, on_device, eps, train, float(variance))
+        frame = _frame(on, activation, on.upload(x, kind), cloud, reference, weights)
+        sums = arrays.midpoint_account(frame, b, middle, b_mid, on.upload(c, kind), eps, train, float(variance))
+        return moved, sums
 
     return _moved(on, work) if account else Moved(work()[0])
 
@@ -187,19 +189,23 @@ def make(xp: Any, start: Launch, budget: int = BUDGET) -> Backend:
 
 
 @functools.lru_cache(maxsize=8)
-def of_rank(communicator: Communicator) -> Backend:
-    """Return the backend on the GPU of this rank (`cuda_devices`); all ranks have to ask at once, the first time.
+def of_rank(communicator: Any) -> Backend:
+    """Return the backend on the GPU of this rank of a `Communicator`; all ranks ask at once, the first time.
 
     Raises
     ------
     InputError
         On all ranks, if one of them has no GPU.
     """
-    seat = seats(communicator)[communicator.rank]
+    return _on_device(seats(communicator)[communicator.rank].number)
+
+
+def _on_device(number: int | None) -> Backend:
+    """Return the backend on a GPU, which every call makes current, for that is a matter of threads; None: as it is."""
     import cupy
 
-    # Which device is current is a matter of threads, so that every call says it.
-    return around(make(cupy, launch), partial(cupy.cuda.Device, seat.number), (*SUMS, *ARRAYS))
+    made = make(cupy, launch)
+    return made if number is None else around(made, partial(cupy.cuda.Device, number), (*SUMS, *ARRAYS))
 
 
 def __getattr__(name: str) -> Backend:
@@ -215,7 +221,5 @@ def __getattr__(name: str) -> Backend:
     reason = unavailable()
     if reason:
         raise InputError(f"the backend 'cuda' cannot run here. {reason}")
-    import cupy
-
-    globals()["BACKEND"] = made = make(cupy, launch)
+    globals()["BACKEND"] = made = _on_device(own())
     return made

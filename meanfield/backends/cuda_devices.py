@@ -1,6 +1,7 @@
 """Which GPU a rank works on: its number among the ranks of its machine, modulo the number of GPUs that it sees.
 
-A scheduler that gives each rank a GPU of its own (`--gpus-per-task=1`) lets it see that one alone, and then all take
+`settle` says it of a process that works on its own beside others (a rank of a sweep), `seats` of ranks that hold a
+cloud together. A scheduler that gives each rank a GPU of its own (`--gpus-per-task=1`) lets it see that one alone, and then all take
 device 0, each of its own. Ranks that share a GPU take turns on it, which gains nothing; that is warned of once.
 """
 
@@ -20,6 +21,21 @@ class Seat(NamedTuple):
     number: int
     name: str
     identity: tuple[str, ...]
+
+
+_own: dict[str, int] = {}
+
+
+def settle(place: int) -> None:
+    """Let this process, when it first uses a GPU, take that of its place among the processes of its machine."""
+    _own["place"] = place
+
+
+def own() -> int | None:
+    """Return the number of the GPU that this process was settled on, None where nobody said: then the current one."""
+    import cupy
+
+    return _own["place"] % cupy.cuda.runtime.getDeviceCount() if _own else None
 
 
 def unavailable() -> str:
