@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -11,8 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from meanfield.backends import cuda_source
+from meanfield import backends
+from meanfield.backends import cuda, cuda_source
 from meanfield.backends.cuda_source import STRUCTS, instance
 
 KINDS = (np.dtype(np.float64), np.dtype(np.float32))
@@ -179,6 +183,17 @@ class Gpus(Module):
             yield
         finally:
             self.current.number = before
+
+
+def installed(start: Any, monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    """Let the backend `cuda` find a machine of two GPUs, whose kernels `start` starts."""
+    found, spec = Gpus(), importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "cupy", found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or spec(name))
+    monkeypatch.setattr(cuda, "launch", start)
+    monkeypatch.setattr(backends, "unavailable", lambda name: "")
+    monkeypatch.setitem(vars(cuda), "BACKEND", cuda.make(found, start))
+    return found
 
 
 class Processor:

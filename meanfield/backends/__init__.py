@@ -223,7 +223,7 @@ def around(
 
 
 def settle(place: int) -> None:
-    """Say which place this process has among those of its machine: of several devices it takes the one of that number."""
+    """Say which place this process has among those of its machine; it takes the device of that number."""
     import_module("meanfield.backends.cuda_devices").settle(place)
 
 

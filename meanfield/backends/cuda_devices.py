@@ -1,8 +1,9 @@
 """Which GPU a rank works on: its number among the ranks of its machine, modulo the number of GPUs that it sees.
 
-`settle` says it of a process that works on its own beside others (a rank of a sweep), `seats` of ranks that hold a
-cloud together. A scheduler that gives each rank a GPU of its own (`--gpus-per-task=1`) lets it see that one alone, and then all take
-device 0, each of its own. Ranks that share a GPU take turns on it, which gains nothing; that is warned of once.
+`seats` says it of ranks that hold a cloud together, `settle` of a process that works on its own beside others (a rank
+of a sweep). A scheduler that gives each rank a GPU of its own (`--gpus-per-task=1`) lets it see that one alone, and
+then all take device 0, each of its own. Ranks that share a GPU take turns on it, which gains nothing; that is warned of
+once.
 """
 
 import functools
