@@ -46,7 +46,7 @@ class Case:
         tree: dict[str, dict[str, Any]] = {
             "data": {"source": "sphere", "n": 12, "d": 3, "teacher": "random"},
             "network": {"alpha": 5.0},
-            "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype},
+            "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype, "backend": self.backend},
             "flow": flow,
             "record": {"observables": OBSERVABLES, "bounds_every": 3, "snapshots": [0.1 * self.length]},
             "output": {"checkpoint_seconds": 0.0},
@@ -90,7 +90,7 @@ def carry(case: Case, directory: Path, written: Shared | None = None, threads: i
 
     store.write_checkpoint = tell
     try:
-        return experiment.carry(case.configuration(), directory, backend=case.backend, quiet=True)
+        return experiment.carry(case.configuration(), directory, quiet=True)
     finally:
         store.write_checkpoint = keep
 
