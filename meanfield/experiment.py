@@ -212,8 +212,7 @@ def carry(
         else experiment.flow.objective.network.choice(experiment.cloud.m)
     )
     devices = backends.devices(choice.name, experiment.cloud.share)
-    taken = [f"devices: {'; '.join(devices[:SAID])}{'; ...' if len(devices) > SAID else ''}"] if devices else []
-    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}", *taken] if say else ():
+    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}", *_taken(devices)] if say else ():
         say(note)  # type: ignore[misc]
     config = _resolved(config, choice.name, experiment.data)
     record = config.record
@@ -249,6 +248,12 @@ def _resolved(config: RunConfig, backend: str, data: datasets.Data) -> RunConfig
     """Return the configuration that repeats a run: with the backend that was chosen and the names of its files."""
     found = {"cloud.backend": backend, "data.sha256": data.sha256}
     return configuration.at(config, {key: value for key, value in found.items() if value})
+
+
+def _taken(devices: Sequence[str]) -> list[str]:
+    """Return the line that says which device each rank took, if there are any."""
+    more = "; ..." if len(devices) > SAID else ""
+    return [f"devices: {'; '.join(devices[:SAID])}{more}"] if devices else []
 
 
 def _notes(experiment: Experiment) -> list[str]:

@@ -159,6 +159,7 @@ d = 3
 activation = "tanh"
 [cloud]
 m = 4100
+backend = "cuda"
 replicates = 1
 [flow]
 lam = 0.01
@@ -177,9 +178,7 @@ def test_devices_are_said_and_written_down(tmp_path):
 
     def work(communicator):
         lines = []
-        done = experiment.carry(
-            config, tmp_path / "run", backend="cuda", quiet=True, say=lines.append, communicator=communicator
-        )
+        done = experiment.carry(config, tmp_path / "run", quiet=True, say=lines.append, communicator=communicator)
         return lines, done.metadata
 
     (lines, metadata), _ = crew(2, work)
