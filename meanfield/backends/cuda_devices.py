@@ -89,6 +89,6 @@ def _seat(communicator: Communicator) -> Seat:
     number = int(getattr(communicator, "place", communicator.rank)) % runtime.getDeviceCount()
     properties = runtime.getDeviceProperties(number)
     name = properties["name"].decode(errors="replace")
-    # Parts of one GPU (MIG) have one bus and different uuids.
-    unique = bytes(properties.get("uuid", b"")).hex()
+    # Parts of one GPU (MIG) have one bus and different uuids; CuPy cuts a uuid at its first zero, or not at its end.
+    unique = bytes(properties.get("uuid", b""))[:16].hex()
     return Seat(number, name, (platform.node(), runtime.deviceGetPCIBusId(number), unique))
