@@ -50,7 +50,7 @@ def _guarded(options: argparse.Namespace) -> int:
         _say("interrupted")
         return 130
     except MemoryError:
-        _say("out of memory; take a smaller cloud.m or fewer cloud.replicates")
+        _say("out of memory; take a smaller cloud.m or data.n, or fewer cloud.replicates")
         return 2
     except ArithmeticError as error:
         _say(f"numbers left double precision ({error}); take less extreme values")
