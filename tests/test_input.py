@@ -155,7 +155,6 @@ def test_data_that_are_not_there(data, words, there, capsys) -> None:
         ("cloud.seed=-1", "cloud.seed = -1 is not possible: wanted an integer from 0 to 2^64 - 1"),
         ("cloud.dtype=float16", 'wanted one of "float64", "float32"'),
         ("cloud.m=4000000000", "GB, this machine has"),
-        ("data.n=400000", "matrices of n x n numbers (Gram matrices and what is made of them) take about"),
         ("network.alpha=-3", "network.alpha = -3"),
         ("network.alpha=sqrt(n)", "network.alpha = 'sqrt(n)' is not possible: wanted a number from 1e-30"),
         ("network.activation=tahn", "Did you mean 'tanh'?"),
