@@ -59,7 +59,7 @@ def test_matrices_that_do_not_fit_name_the_samples_that_would(machine):
 
 def test_inputs_are_counted_as_they_are(tmp_path, machine):
     """Whoever gives a file does not say how many columns it has."""
-    np.savez(tmp_path / "wide.npz", x=np.ones((3, 5000)) / 100, y=np.array([1.0, -1.0, 1.0]))
+    np.savez(tmp_path / "wide.npz", x=np.eye(3, 5000), y=np.array([1.0, -1.0, 1.0]))
     tree = {
         "data": {"source": "npz", "path": str(tmp_path / "wide.npz")},
         "cloud": {"m": 10_000, "replicates": 1},
