@@ -133,30 +133,31 @@ def _add_sim(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    ranks = mpi.world()
+    with mpi.guarded(ranks):  # what all ranks meet, an error of the configuration too, is one message
+        if ranks is not None and ranks.rank > 0:
+            options.quiet = True
+            warnings.simplefilter("ignore", UserWarning)
+        return _run_on(options, ranks)
+
+
+def _run_on(options: argparse.Namespace, ranks: "Mpi | None") -> int:
     from meanfield import config as configuration
 
     config = configuration.load(options.config, _overrides(options))
     directory = options.out or Path("runs") / options.config.stem
     if options.show:
-        print(configuration.dumps(config), end="")
+        if ranks is None or ranks.rank == 0:
+            print(configuration.dumps(config), end="")
         return 0
     if config.sweep and not options.quiet:
         _say("the table [sweep] is for `meanfield sweep`; this is a single run")
-    return _carry(options, config, directory)
+    return _carry_on(options, config, directory, ranks)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
     """Return what the command line puts in place of what stands in the file."""
     return [*options.set, *([] if options.backend is None else [f"cloud.backend={options.backend}"])]
-
-
-def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
-    ranks = mpi.world()
-    with mpi.guarded(ranks):
-        if ranks is not None and ranks.rank > 0:
-            options.quiet = True
-            warnings.simplefilter("ignore", UserWarning)
-        return _carry_on(options, config, directory, ranks)
 
 
 def _carry_on(options: argparse.Namespace, config: "RunConfig", directory: Path, ranks: "Mpi | None") -> int:

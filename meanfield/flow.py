@@ -93,6 +93,8 @@ class Flow:
             raise InputError(f"eta must be a positive number, 'auto' or a function of the step, got {self.eta!r}")
         if self.leaf is not None and (self.eta == AUTO or not (math.isfinite(self.leaf) and self.leaf > 0)):
             raise InputError(f"leaf must be a positive number beside an eta given as a number, got {self.leaf!r}")
+        if isinstance(self.objective, Minibatch) and not self.method.explicit:
+            raise InputError(f"scheme '{self.method.name}' would solve each batch to its end; take 'euler'")
 
     @cached_property
     def method(self) -> Scheme:
@@ -198,6 +200,13 @@ class Flow:
                 f"eta below {limit:.3g}, or allow_unstable=True to see it happen"
             )
 
+    def check_tangent(self, cloud: Cloud) -> None:
+        """Refuse a kernel scheme for an objective that has no tangent kernel."""
+        if not self.method.explicit and self.objective.tangent(cloud, self.train) is None:
+            raise InputError(
+                f"scheme '{self.method.name}' needs an objective with a tangent (a network's risk); take 'exponential'"
+            )
+
     def propose(self, clouds: Sequence[Cloud]) -> float:
         """Return the length of the next step for replicates that step together.
 
@@ -224,10 +233,7 @@ class Flow:
             return min(self._propose_kernel(cloud) for cloud in clouds)
 
     def _propose_kernel(self, cloud: Cloud) -> float:
-        if self.objective.tangent(cloud, self.train) is None:
-            raise InputError(
-                f"scheme '{self.method.name}' needs an objective with a tangent (a network's risk); take 'exponential'"
-            )
+        self.check_tangent(cloud)
         eta = GROWTH * cloud.eta
         if not cloud.eta:
             rate = self.objective.stiffness(cloud, self.train)

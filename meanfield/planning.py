@@ -267,6 +267,8 @@ def check_start(flow: Flow, plan: Plan, clouds: Sequence[Cloud]) -> None:
             raise InputError(f"there is no loss at the start ({error}); {advice}") from error
         if not np.isfinite(value):
             raise InputError(f"the loss at the start is {value}; {advice}")
+        if not isinstance(flow.objective, Risk):
+            flow.check_tangent(cloud)
     eta = min(flow.propose(clouds), plan.end)
     if not (np.isfinite(eta) and eta > 0):
         raise InputError(f"eta must be positive and finite, but the flow gave {eta!r} for step 0")

@@ -135,8 +135,6 @@ def drive(dynamics: Dynamics, cloud: Cloud, eta: float) -> Array | None:
         If it is not finite.
     """
     objective, train = dynamics.objective, dynamics.train
-    if isinstance(objective, Minibatch) and not dynamics.scheme.explicit:
-        raise InputError(f"scheme '{dynamics.scheme.name}' would solve each batch to its end; take 'euler'")
     if isinstance(objective, Minibatch):
         return _finite(objective.residual(cloud), cloud) if dynamics.account else None
     if dynamics.scheme.explicit:

@@ -172,6 +172,12 @@ def test_an_error_of_all_ranks_is_one_message(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@needs_mpi
+def test_an_error_of_the_configuration_is_one_message(tmp_path):
+    done = start(3, "-m", "meanfield", "run", configured(tmp_path), "--set", "flow.lamm=1", expect=2)
+    assert done.stderr.count("unknown key 'flow.lamm'") == 1 and "Traceback" not in done.stderr
+
+
 FAILS = """
 import sys
 from meanfield import mpi
