@@ -20,7 +20,7 @@ from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.flow import Flow
-from meanfield.footprint import check_memory
+from meanfield.footprint import check_disk, check_memory
 from meanfield.keeping import held
 from meanfield.locks import claimed
 from meanfield.minibatch import Minibatch
@@ -68,8 +68,10 @@ def build(
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
     folder = (folder or Path(tempfile.gettempdir())) if config.cloud.on_disk else None
-    data = datasets.load(config.data) if data is None else data
+    data = _loaded(config, communicator) if data is None else data
     check_memory(config, len(data.x), data.x.shape[1], communicator)
+    if folder is not None and communicator is None:
+        check_disk(config, data.x.shape[1], folder)
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
     alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
@@ -83,6 +85,14 @@ def build(
     share = None if communicator is None else spread.share_of(risk, shape.m, communicator)
     cloud = gaussian_cloud(shape.m, unit, risk.d, shape.seed, dtype=shape.dtype, folder=folder, share=share)
     return Experiment(config, data, flow, cloud)
+
+
+def _loaded(config: RunConfig, communicator: Communicator | None) -> datasets.Data:
+    """Return the data; what would not fit is refused before they are made or read, as far as n and d are given."""
+    datasets.check(config.data)
+    if config.data.n is not None and config.data.path is None:
+        check_memory(config, config.data.n, config.data.d or 1, communicator)
+    return datasets.load(config.data)
 
 
 def check(config: RunConfig, data: datasets.Data) -> None:

@@ -1,10 +1,11 @@
-"""What a run will take of a machine's memory, as far as that is known before anything is allocated."""
+"""What a run will take of a machine's memory and disk, as far as that is known before anything is allocated."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
-from meanfield import parallel
+from meanfield import limits
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.ranks import Communicator
@@ -14,7 +15,8 @@ GIGABYTE = 1e9
 COPIES = 8
 # Matrices of n x n float64 numbers at once, of all replicates and of each.
 SQUARES, CARRIED = 10, 4
-FILES = 3  # of a cloud on disk: state, reference, start
+# Of a cloud on disk: state, reference, start; state and reference in the checkpoint and in the one before it.
+FILES, KEPT = 3, 4
 
 
 def check_memory(config: RunConfig, n: int, d: int, communicator: Communicator | None = None) -> None:
@@ -33,7 +35,7 @@ def check_memory(config: RunConfig, n: int, d: int, communicator: Communicator |
         ranks = getattr(communicator, "neighbours", size)
     state = cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize * ranks / size
     matrix = 8 * ranks * (SQUARES + CARRIED * cloud.replicates)
-    have = parallel.machine_memory()
+    have = limits.machine_memory()
     here = f"this machine has {have / GIGABYTE:.1f} GB"
     if matrix * n**2 > have:
         raise InputError(
@@ -42,8 +44,28 @@ def check_memory(config: RunConfig, n: int, d: int, communicator: Communicator |
             f"smaller data.n (at most {math.isqrt(int(have / matrix))}) or fewer cloud.replicates"
         )
     if not cloud.on_disk and COPIES * state + matrix * n**2 > have:
+        more = f"cloud.on_disk = true, which needs about {(FILES + KEPT) * state / GIGABYTE:.1f} GB of disk"
         raise InputError(
             f"{cloud.replicates} clouds of m = {cloud.m} particles need about {COPIES * state / GIGABYTE:.1f} GB, "
             f"{here}; take a smaller cloud.m, fewer cloud.replicates, cloud.dtype = "
-            f"'float32', or cloud.on_disk = true, which needs about {FILES * state / GIGABYTE:.1f} GB of disk"
+            f"'float32', or {more if size == 1 else 'ranks on more machines'}"
+        )
+
+
+def check_disk(config: RunConfig, d: int, folder: Path) -> None:
+    """Refuse clouds on disk that, with their checkpoints, would not fit where the run directory is.
+
+    Raises
+    ------
+    InputError
+        With what they need, what there is, and what would make them fit.
+    """
+    cloud = config.cloud
+    need = (FILES + KEPT) * cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize
+    have = limits.disk(folder) + sum(path.stat().st_size for path in folder.glob("checkpoint*.npz"))
+    if need > have:
+        raise InputError(
+            f"{cloud.replicates} clouds of m = {cloud.m} particles on disk and their checkpoints need about "
+            f"{need / GIGABYTE:.1f} GB, {folder} has {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer "
+            "cloud.replicates, cloud.dtype = 'float32', or a directory on a larger disk with --out"
         )

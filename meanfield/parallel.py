@@ -12,13 +12,11 @@ any number of ranks, of each rank's rows as one piece by `sum_ranks`.
 import contextlib
 import functools
 import itertools
-import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 from meanfield import mapped
@@ -92,16 +90,6 @@ if hasattr(os, "register_at_fork"):
 def memory() -> int:
     """Return the bytes that may be taken beside the clouds themselves; no number depends on it."""
     return int(_state["memory"])
-
-
-def machine_memory() -> float:
-    """Return the bytes that this process may have: the machine's, or less in a container; infinity if unknown."""
-    found = [math.inf]
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError, ValueError):  # no file, or the word "max"
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found)
 
 
 def set_memory(size: int | None) -> None:

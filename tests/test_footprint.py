@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from meanfield import config, datasets, experiment, footprint, parallel
+from meanfield import config, datasets, experiment, footprint, limits
 from meanfield.errors import InputError
 
 GB = 10**9
@@ -24,7 +24,7 @@ def ask(n=100, d=10, ranks=None, **cloud):
 
 @pytest.fixture
 def machine(monkeypatch):
-    return lambda size: monkeypatch.setattr(parallel, "machine_memory", lambda: size)
+    return lambda size: monkeypatch.setattr(limits, "machine_memory", lambda: size)
 
 
 def test_clouds_that_do_not_fit_and_those_that_do(machine):
@@ -34,10 +34,10 @@ def test_clouds_that_do_not_fit_and_those_that_do(machine):
         ask(d=19)
     ask(d=19, dtype="float32")
     ask(d=19, on_disk=True)
-    with pytest.raises(InputError, match="needs about 0.5 GB of disk"):
+    with pytest.raises(InputError, match="needs about 1.1 GB of disk"):
         ask(d=19)
     ask(d=19, ranks=Ranks())  # half of it is on another machine
-    with pytest.raises(InputError, match="fewer cloud.replicates"):
+    with pytest.raises(InputError, match="fewer cloud.replicates.* or ranks on more machines$"):
         ask(d=19, ranks=Ranks(), replicates=2)
 
 
@@ -70,3 +70,47 @@ def test_inputs_are_counted_as_they_are(tmp_path, machine):
     for refused in (lambda: experiment.build(one), lambda: experiment.check(one, datasets.load(one.data))):
         with pytest.raises(InputError, match="need about 3.2 GB"):
             refused()
+
+
+def test_generated_data_are_asked_for_before_they_are_made(machine, monkeypatch):
+    tree = {"data": {"source": "sphere", "n": 20_000, "d": 5}, "flow": {"time": 1.0}}
+    monkeypatch.setattr(datasets, "load", lambda one: pytest.fail("made"))
+    machine(1 * GB)
+    with pytest.raises(InputError, match="matrices of n x n"):
+        experiment.build(config.parse(tree))
+
+
+def test_clouds_on_disk_are_asked_for_with_their_checkpoints(tmp_path, monkeypatch):
+    tree = {
+        "data": {"source": "sphere", "n": 5, "d": 9},
+        "cloud": {"m": 10_000, "replicates": 1, "on_disk": True},
+        "flow": {"time": 1.0},
+    }
+    one, folder = config.parse(tree), tmp_path / "run"
+    monkeypatch.setattr(limits, "disk", lambda there: 5.5e6 if there == folder else 0)
+    with pytest.raises(InputError, match=r"on disk and their checkpoints need about 0.0 GB, .*on a larger disk"):
+        experiment.build(one, folder=folder)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "checkpoint.npz").write_bytes(bytes(200_000))  # of this run: the next one takes its place
+    experiment.build(one, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("membership", "file", "granted"),
+    [
+        ("0::/job_7/step_0\n", "job_7/memory.max", 3 * GB),
+        ("0::/job_7/step_0\n", "job_7/step_0/memory.max", 3 * GB),
+        ("5:cpu,memory:/slurm/uid_1/job_7\n0::/\n", "memory/slurm/uid_1/memory.limit_in_bytes", 3 * GB),
+        ("5:cpu:/slurm/job_7\n", "cpu/slurm/job_7/memory.limit_in_bytes", None),
+        ("not what Linux writes", "memory.max", 3 * GB),
+    ],
+)
+def test_a_job_has_the_memory_that_its_groups_were_granted(tmp_path, monkeypatch, membership, file, granted):
+    whole = limits.machine_memory()
+    (tmp_path / "cgroup").write_text(membership)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{3 * GB}\n")
+    monkeypatch.setattr(limits, "GROUPS", tmp_path)
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "cgroup")
+    assert limits.machine_memory() == min(granted or whole, whole)

@@ -368,7 +368,10 @@ def test_a_centred_network_without_reference_is_refused(tmp_path) -> None:
         (lambda x, y: Risk(x, y, loss="logistics"), "Did you mean 'logistic'?"),
         (lambda x, y: Risk(x, y, "tahn"), "Did you mean 'tanh'?"),
         (lambda x, y: Minibatch(Risk(x, y), 13), "between 1 and n = 12, got 13"),
-        (lambda x, y: Flow(Minibatch(Risk(x, y), 3), scheme="kernel"), "would solve each batch to its end; take 'euler'"),
+        (
+            lambda x, y: Flow(Minibatch(Risk(x, y), 3), scheme="kernel"),
+            "would solve each batch to its end; take 'euler'",
+        ),
         (lambda x, y: Flow(x), "objective must be an Objective such as mf.Risk(x, y), got ndarray"),
         (lambda x, y: Flow(Risk(x, y), lam=-1.0), "lam must be finite and at least 0, got -1.0"),
         (lambda x, y: Flow(Risk(x, y), scheme="kernal"), "Did you mean 'kernel'?"),

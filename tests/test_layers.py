@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "meanfield"
 # entry, whose files may import each other.  `plots` stands low: it draws Datasets and runs nothing.
 FLOORS = """
     -1   errors
-    0    cores dyadic mapped files closed_forms workspace boxmuller
+    0    cores limits dyadic mapped files closed_forms workspace boxmuller
     0.02 assumptions
     0.04 identities generalisation
     0.06 aposteriori integrals
