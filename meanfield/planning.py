@@ -4,8 +4,9 @@
 what names a run.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -41,7 +42,7 @@ class Record:
     Parameters
     ----------
     function : callable
-        Of (cloud, flow); returns a number or an array of fixed shape.
+        Of (cloud, flow); returns a number or an array of fixed shape. It may read particles, not write to them.
     name : str
         Its name in the results; by default the function's.
     every : int
@@ -76,7 +77,8 @@ class Record:
         """
         before = state.recorder.columns.get(self.name, [])
         try:
-            said = [self.function(cloud, flow) for cloud in clouds]
+            with _untouched(clouds):
+                said = [self.function(cloud, flow) for cloud in clouds]
         except Exception as error:
             if self.on_error == "raise" or isinstance(error, MeanfieldError):
                 raise
@@ -96,6 +98,20 @@ class Record:
                 )
             before[:] = [np.full(found.shape, np.nan) for _ in before]
         return found
+
+
+@contextlib.contextmanager
+def _untouched(clouds: Sequence[Cloud]) -> Iterator[None]:
+    """Keep particles from being written to: a function that did so would change the run that it looks at."""
+    arrays = [array for cloud in clouds for array in (cloud.z, cloud.reference, cloud.weights) if array is not None]
+    ours = [array for array in arrays if array.flags.writeable]
+    try:
+        for array in ours:
+            array.flags.writeable = False
+        yield
+    finally:
+        for array in ours:
+            array.flags.writeable = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -356,5 +356,20 @@ def test_a_record_that_changes_its_shape_is_still_refused() -> None:
         run(None, records=[record])
 
 
+def test_a_record_that_writes_to_the_particles_changes_nothing() -> None:
+    """It would change the run that it looks at, and nobody would know."""
+
+    def meddling(cloud: Cloud, flow: Flow) -> float:
+        for array in (cloud.z, cloud.reference):
+            array[:] = 0.0
+        return 1.0
+
+    with pytest.raises(ValueError, match="read-only"):
+        run(None, records=[Record(meddling)])
+    done = run(None, records=[Record(meddling, on_error="nan")])
+    assert done.metadata["errors"]["meddling"]["count"] == 7 and done.clouds[0].z.flags.writeable
+    assert np.array_equal(done.data.loss, run(None).data.loss)
+
+
 def test_metadata_say_nothing_of_errors_that_were_none(finished) -> None:
     assert "errors" not in json.loads((finished[0] / "metadata.json").read_text())
