@@ -35,6 +35,7 @@ class Mpi:
         self.rank, self.size = int(communicator.rank), int(communicator.size)
         self._errors = communicator.Dup()
         self._turn = 0
+        self._apart = False  # whether this rank has waited for the others in vain
 
     @functools.cached_property
     def neighbours(self) -> int:
@@ -93,9 +94,12 @@ class Mpi:
 
     def alone(self) -> bool:
         """Return whether the others do not come to the same end as this rank within `GRACE` seconds."""
+        if self._apart:
+            return True
         arrived, begin = self._errors.Ibarrier(), clock.monotonic()
         while not arrived.Test():
             if clock.monotonic() - begin > GRACE:
+                self._apart = True
                 return True
             clock.sleep(0.01)
         return False

@@ -81,6 +81,15 @@ class Alone:
         return value
 
 
+def all_here(communicator: Communicator) -> bool:
+    """Return whether all ranks come here too, as they do for an error that all of them meet.
+
+    An error of one rank alone finds the others elsewhere: then nothing may be done that they would have to take part in.
+    """
+    alone: Callable[[], bool] | None = getattr(communicator, "alone", None)
+    return alone is None or not alone()
+
+
 class Failure(NamedTuple):
     """What takes the place of a value that could not be had."""
 

@@ -24,7 +24,7 @@ from meanfield.flow import AUTO, Flow
 from meanfield.keeping import Keeping, held
 from meanfield.observables import Observable, Unavailable
 from meanfield.planning import Plan, Record, check_fits, check_start, checked_test, make_plan
-from meanfield.ranks import Alone, Communicator, on_first
+from meanfield.ranks import Alone, Communicator, all_here, on_first
 from meanfield.results import Progress, Recorder, Run
 from meanfield.risk import Risk
 
@@ -224,9 +224,12 @@ class _Loop:
         except DivergedError as error:
             status, failure = "diverged", error
         except Exception as error:
-            with contextlib.suppress(MeanfieldError):
-                self.close("failed", f"{type(error).__name__}: {error}")
+            if all_here(self.ranks):
+                with contextlib.suppress(MeanfieldError):
+                    self.close("failed", f"{type(error).__name__}: {error}")
             raise
+        if failure is not None and not all_here(self.ranks):
+            raise failure
         run = self.close(status, "" if failure is None else str(failure))
         if failure is not None and on_failure == "raise":
             failure.run = run  # type: ignore[attr-defined]

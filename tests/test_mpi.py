@@ -198,6 +198,34 @@ def test_an_error_of_one_rank_ends_all_with_its_message(tmp_path):
     assert "rank 1 of 2: only here; all ranks are stopped" in done.stderr
 
 
+FAILS_IN_THE_LOOP = """
+import sys
+import meanfield as mf
+from meanfield import mpi
+from tests import small
+ranks = mpi.world()
+mpi.GRACE = 0.5
+def eta(step):
+    if ranks.rank == 1 and step == 2:
+        raise {error}("only here")
+    return 0.01
+with mpi.guarded(ranks):
+    risk = mf.Risk(*small.data(), mf.Unit("tanh"))
+    cloud = mf.gaussian_cloud(9000, risk.unit, risk.d)
+    flow = mf.Flow(risk, eta=eta, scheme="euler")
+    mf.simulate(flow, cloud, 0.1, replicates=1, bounds=0, quiet=True, directory=sys.argv[1], communicator=ranks)
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize("error", ["LookupError", "ZeroDivisionError"])  # the second is a divergence, code 3
+def test_an_error_of_one_rank_between_sums_ends_all_with_its_message(tmp_path, error):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS_IN_THE_LOOP.format(error=error))
+    done = start(2, script, tmp_path / "run", expect=1 if error == "LookupError" else 3)
+    assert "only here; all ranks are stopped" in done.stderr
+
+
 @needs_mpi
 def test_a_sweep_hands_its_points_to_the_other_ranks(tmp_path):
     path = configured(tmp_path)
