@@ -84,7 +84,7 @@ class Alone:
 def all_here(communicator: Communicator) -> bool:
     """Return whether all ranks come here too, as they do for an error that all of them meet.
 
-    An error of one rank alone finds the others elsewhere: then nothing may be done that they would have to take part in.
+    An error of one rank alone finds the others elsewhere: then nothing may be done that they have to take part in.
     """
     alone: Callable[[], bool] | None = getattr(communicator, "alone", None)
     return alone is None or not alone()
