@@ -25,6 +25,7 @@ from meanfield.keeping import held
 from meanfield.locks import claimed
 from meanfield.minibatch import Minibatch
 from meanfield.objectives import Objective
+from meanfield.observables import select
 from meanfield.planning import check_fits, check_start, checked_test, make_plan
 from meanfield.ranks import Alone, Communicator, on_first
 from meanfield.recovery import understood
@@ -69,7 +70,7 @@ def build(
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
     folder = (folder or Path(tempfile.gettempdir())) if config.cloud.on_disk else None
     data = _loaded(config, communicator) if data is None else data
-    check_memory(config, len(data.x), data.x.shape[1], communicator)
+    _check_memory(config, len(data.x), data.x.shape[1], communicator)
     if folder is not None and communicator is None:
         check_disk(config, data.x.shape[1], folder)
     network, chosen = config.network, config.flow
@@ -91,8 +92,13 @@ def _loaded(config: RunConfig, communicator: Communicator | None) -> datasets.Da
     """Return the data; what would not fit is refused before they are made or read, as far as n and d are given."""
     datasets.check(config.data)
     if config.data.n is not None and config.data.path is None:
-        check_memory(config, config.data.n, config.data.d or 1, communicator)
+        _check_memory(config, config.data.n, config.data.d or 1, communicator)
     return datasets.load(config.data)
+
+
+def _check_memory(config: RunConfig, n: int, d: int, communicator: Communicator | None = None) -> None:
+    bounds = any(item.costly for item in select(config.record.observables or None))
+    check_memory(config, n, d, communicator, bounds=bounds)
 
 
 def check(config: RunConfig, data: datasets.Data) -> None:
@@ -103,7 +109,7 @@ def check(config: RunConfig, data: datasets.Data) -> None:
     InputError
         As `carry` raises it.
     """
-    check_memory(config, len(data.x), data.x.shape[1])
+    _check_memory(config, len(data.x), data.x.shape[1])
     shape, record, length = config.cloud, config.record, config.flow
     alpha = configuration.resolve_alpha(config.network.alpha, shape.m)
     few = {"cloud.m": min(shape.m, FEW), "network.alpha": alpha}

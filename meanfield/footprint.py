@@ -15,14 +15,20 @@ GIGABYTE = 1e9
 COPIES = 8
 # Matrices of n x n float64 numbers at once, of all replicates and of each.
 SQUARES, CARRIED = 10, 4
+# Numbers of a coordinate that bounds hold at once: of fresh samples of p0, and rows of D x D matrices of second moments,
+# of each replicate's groups of particles and in all.
+FRESH, GROUPS, MOMENTS = 2 * 10**5, 8, 6
 # Of a cloud on disk: state, reference, start; state and reference in the checkpoint and in the one before it.
 FILES, KEPT = 3, 4
 
 
-def check_memory(config: RunConfig, n: int, d: int, communicator: Communicator | None = None) -> None:
+def check_memory(
+    config: RunConfig, n: int, d: int, communicator: Communicator | None = None, *, bounds: bool = False
+) -> None:
     """Refuse a configuration with n samples of d inputs that would not fit into the machine's memory.
 
-    Ranks on other machines take their rows with them; matrices of n x n numbers are on all.
+    Ranks on other machines take their rows with them; matrices of n x n numbers are on all. `bounds` says whether costly
+    observables are recorded, which hold fresh samples of p0 and second moments of D = d + 1 coordinates.
 
     Raises
     ------
@@ -43,6 +49,14 @@ def check_memory(config: RunConfig, n: int, d: int, communicator: Communicator |
             f"{matrix * n**2 / GIGABYTE:.1f} GB with n = {n} samples and {cloud.replicates} replicates, {here}; take a "
             f"smaller data.n (at most {math.isqrt(int(have / matrix))}) or fewer cloud.replicates"
         )
+    if bounds and not cloud.on_disk:
+        wide = 8 * (d + 1) * (FRESH + (GROUPS * cloud.replicates + MOMENTS) * (d + 1))
+        if wide > have:
+            raise InputError(
+                f"bounds on clouds with d = {d} inputs take about {wide / GIGABYTE:.1f} GB with {cloud.replicates} "
+                f"replicates, {here}; take fewer inputs (data.columns, data.d, data.lags) or fewer cloud.replicates, or "
+                "record no bounds (--set record.observables='[\"loss\"]')"
+            )
     if not cloud.on_disk and COPIES * state + matrix * n**2 > have:
         more = f"cloud.on_disk = true, which needs about {(FILES + KEPT) * state / GIGABYTE:.1f} GB of disk"
         raise InputError(

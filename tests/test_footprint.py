@@ -57,6 +57,18 @@ def test_matrices_that_do_not_fit_name_the_samples_that_would(machine):
         ask(n=most, m=64, replicates=2, ranks=Ranks())
 
 
+def test_bounds_on_wide_clouds_that_do_not_fit_may_be_left_out(machine):
+    def asked(d, **record):
+        tree = {"data": {"source": "sphere", "n": 5, "d": d}, "cloud": {"m": 64}, "flow": {"time": 1.0}}
+        return experiment.build(config.parse(tree | {"record": record}))
+
+    machine(2 * GB)
+    asked(784)
+    with pytest.raises(InputError, match=r"bounds on clouds with d = 3000 inputs .* 7.5 GB .* record no bounds"):
+        asked(3000)
+    asked(3000, observables=["loss"])
+
+
 def test_inputs_are_counted_as_they_are(tmp_path, machine):
     """Whoever gives a file does not say how many columns it has."""
     np.savez(tmp_path / "wide.npz", x=np.eye(3, 5000), y=np.array([1.0, -1.0, 1.0]))
@@ -64,6 +76,7 @@ def test_inputs_are_counted_as_they_are(tmp_path, machine):
         "data": {"source": "npz", "path": str(tmp_path / "wide.npz")},
         "cloud": {"m": 10_000, "replicates": 1},
         "flow": {"time": 1.0},
+        "record": {"observables": ["loss"]},
     }
     one = config.parse(tree)
     machine(2 * GB)
