@@ -208,8 +208,7 @@ def injective_height(
     if not size.any():
         return math.inf
     tau = math.sqrt(3) - 1 if midpoint else 1.0
-    weighted = x * size[:, None]
-    a = 0.0 if g3 == 0 else g3 * float(np.linalg.eigvalsh(x.T @ weighted)[-1])
+    a = 0.0 if g3 == 0 else g3 * _largest_weighted(x, size)
     b = 0.0
     if train == "both":
         norms = np.sqrt(np.einsum("ij,ij->i", x, x))
@@ -222,6 +221,14 @@ def injective_height(
         return math.inf
     reach = 0.5 * eps * g1 * float(size.sum()) if midpoint and train == "both" else 0.0
     return max(room / (eps * a) - reach, 0.0)
+
+
+def _largest_weighted(x: Array, size: Array) -> float:
+    """Return lambda_max of sum size_i x_i x_i', from the smaller of the matrices (d, d) and (n, n) that have it."""
+    if x.shape[1] <= len(x):
+        return float(np.linalg.eigvalsh(x.T @ (x * size[:, None]))[-1])
+    rooted = x * np.sqrt(size)[:, None]
+    return float(np.linalg.eigvalsh(rooted @ rooted.T)[-1])
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,8 +15,8 @@ GIGABYTE = 1e9
 COPIES = 8
 # Matrices of n x n float64 numbers at once, of all replicates and of each.
 SQUARES, CARRIED = 10, 4
-# Numbers of a coordinate that bounds hold at once: of fresh samples of p0, and rows of D x D matrices of second moments,
-# of each replicate's groups of particles and in all.
+# Numbers of a coordinate that bounds hold at once: of fresh samples of p0, and rows of D x D matrices of second
+# moments, of each replicate's groups of particles and in all.
 FRESH, GROUPS, MOMENTS = 2 * 10**5, 8, 6
 # Of a cloud on disk: state, reference, start; state and reference in the checkpoint and in the one before it.
 FILES, KEPT = 3, 4
@@ -27,8 +27,8 @@ def check_memory(
 ) -> None:
     """Refuse a configuration with n samples of d inputs that would not fit into the machine's memory.
 
-    Ranks on other machines take their rows with them; matrices of n x n numbers are on all. `bounds` says whether costly
-    observables are recorded, which hold fresh samples of p0 and second moments of D = d + 1 coordinates.
+    Ranks on other machines take their rows with them; matrices of n x n numbers are on all. `bounds` says whether
+    costly observables are recorded, which hold fresh samples of p0 and second moments of D = d + 1 coordinates.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def check_memory(
         if wide > have:
             raise InputError(
                 f"bounds on clouds with d = {d} inputs take about {wide / GIGABYTE:.1f} GB with {cloud.replicates} "
-                f"replicates, {here}; take fewer inputs (data.columns, data.d, data.lags) or fewer cloud.replicates, or "
-                "record no bounds (--set record.observables='[\"loss\"]')"
+                f"replicates, {here}; take fewer inputs (data.columns, data.d, data.lags) or fewer cloud.replicates, "
+                "or record no bounds (--set record.observables='[\"loss\"]')"
             )
     if not cloud.on_disk and COPIES * state + matrix * n**2 > have:
         more = f"cloud.on_disk = true, which needs about {(FILES + KEPT) * state / GIGABYTE:.1f} GB of disk"

@@ -211,6 +211,14 @@ def test_the_height_is_sharp_where_one_sample_bends_the_field():
     assert 1 + 0.05 * derivative(ACTIVATIONS["sin"], np.array([[1.0]]), np.array([1.0]), z, "theta")[0, 0, 0] < 0
 
 
+def test_the_height_takes_no_matrix_of_all_inputs_where_samples_are_few():
+    """Inputs in 10^6 more dimensions, all zero, change nothing; a matrix of these would take 8 TB."""
+    x, c, suprema = np.random.default_rng(3).normal(size=(4, 3)), np.array([0.5, -1.0, 2.0, 0.1]), (1.0, 1.0, 0.8)
+    padded = np.hstack([x, np.zeros((4, 10**6))])
+    heights = [injective_height(c, 0.05, inputs, suprema, "theta") for inputs in (x, padded)]
+    assert heights[0] == pytest.approx(heights[1], rel=1e-12) and 0 < heights[0] < np.inf
+
+
 def test_where_nothing_or_everything_is_proved():
     x, c = np.eye(3), np.ones(3)
     tanh, relu, softplus, linear = (ACTIVATIONS[name].suprema for name in ("tanh", "relu", "softplus", "linear"))
