@@ -14,6 +14,7 @@ was damaged later is seen: arrays carry the checksums of zip, records a SHA-256 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import json
@@ -48,6 +49,8 @@ ENTRIES = {
 }  # fmt: skip
 METADATA, RECORDS = "metadata.json", "records.nc"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
+# Why files that are whole cannot be read, for now.
+WITHHELD = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 _SCALARS = ("reference_variance", "start_std", "step", "time", "eta", "seed", "replicate")
 _ARRAYS = ("z", "weights", "reference", "start")
 _ROW = re.compile(r"cloud\d+\.(z|reference|start|weights)")
@@ -195,7 +198,8 @@ def read_npz(path: Path, folder: Path | None = None) -> dict[str, Array]:
         with readers.opened(path) as handle:
             return readers.arrays(handle, os.fstat(handle.fileno()).st_size, checked=True, folder=folder)
     except readers.DAMAGE as error:
-        raise InputError(f"{path} is missing or damaged: {error}") from error
+        what = "cannot be read" if _withheld(error) else "is missing or damaged"
+        raise InputError(f"{path} {what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_clouds(path: Path, clouds: Sequence[Cloud]) -> None:
@@ -254,6 +258,10 @@ def read_checkpoint(
         try:
             clouds, arrays, state = _shared(share, functools.partial(_checkpoint, path, share, folder))
         except InputError as error:
+            if _withheld(error):
+                raise InputError(
+                    f"{error}; nothing was changed, and the same command goes on from it once it can be read"
+                ) from error
             damaged = f"{name} is damaged ({error})"
             continue
         if damaged:
@@ -263,6 +271,15 @@ def read_checkpoint(
     if damaged:
         raise InputError(f"{directory}: {damaged}, and there is no other; remove the directory to start again")
     return None
+
+
+def _withheld(error: BaseException | None) -> bool:
+    """Return whether a file may be whole, and what the system said is why it could not be read."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in WITHHELD:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _state(arrays: dict[str, Array]) -> dict[str, Any]:

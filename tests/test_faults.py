@@ -1,5 +1,6 @@
 """Whatever happens to a run or to its files, nothing is lost beyond the last checkpoint and nothing wrong is kept."""
 
+import errno
 import json
 import os
 import shutil
@@ -369,6 +370,19 @@ def test_a_record_that_writes_to_the_particles_changes_nothing() -> None:
     done = run(None, records=[Record(meddling, on_error="nan")])
     assert done.metadata["errors"]["meddling"]["count"] == 7 and done.clouds[0].z.flags.writeable
     assert np.array_equal(done.data.loss, run(None).data.loss)
+
+
+def test_a_checkpoint_that_is_withheld_is_not_called_damaged(finished, tmp_path, monkeypatch) -> None:
+    """Who is told to remove a directory because of a permission loses a run that is whole."""
+    (tmp_path / store.CHECKPOINT).write_bytes((finished[0] / store.CHECKPOINT).read_bytes())
+
+    def withheld(path: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(store.readers, "opened", withheld)
+    with pytest.raises(InputError, match="cannot be read: Permission denied; nothing was changed") as told:
+        store.read_checkpoint(tmp_path)
+    assert "remove" not in str(told.value)
 
 
 def test_metadata_say_nothing_of_errors_that_were_none(finished) -> None:
