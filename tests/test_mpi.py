@@ -1,8 +1,6 @@
 """Runs under a real mpirun: equal bits for any number of ranks, restarts on others, sweeps, and errors told once."""
 
-import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_ranks
+from campaigns.launch import MISSING, WHY, environment, line
 from test_resume import assert_equal_bits
 
 from meanfield import cli, experiment, mpi, parallel, store
@@ -20,10 +19,7 @@ from meanfield.planning import Record
 from meanfield.results import Run
 from meanfield.simulate import load
 
-BESIDE = Path(sys.executable).with_name("mpirun")
-MPIRUN = str(BESIDE) if BESIDE.exists() else shutil.which("mpirun")
-MISSING = MPIRUN is None or importlib.util.find_spec("mpi4py") is None
-needs_mpi = pytest.mark.skipif(MISSING, reason='mpi4py or mpirun is missing: pip install "meanfield-nn[mpi]"')
+needs_mpi = pytest.mark.skipif(MISSING, reason=WHY)
 
 CONFIG = """
 [data]
@@ -45,23 +41,6 @@ observables = ["loss", "kl_account"]
 bounds_every = 1
 """
 CASES = [(name, dtype) for name in test_ranks.MAIN for dtype in ("float64", "float32")]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """An environment in which Open MPI starts any number of ranks on any machine, as whoever runs the tests."""
-    ours = {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    return {**os.environ, **ours, **more}
-
-
-def line(ranks: int, *words: object) -> list[str]:
-    start = [str(MPIRUN), "-n", str(ranks), "--oversubscribe"] if ranks else []
-    return [*start, sys.executable, *map(str, words)]
 
 
 def start(ranks: int, *words: object, expect: int = 0, **more: str) -> subprocess.CompletedProcess:
@@ -135,11 +114,11 @@ def wait_for_ranks_to_end(out: Path) -> None:
     """Wait until no process works in a directory: ranks end a moment after their mpirun was killed."""
     deadline = clock.monotonic() + 30
     while clock.monotonic() < deadline:
-        lines = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
+        paths = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
         texts = []
-        for line in lines:
+        for path in paths:
             try:
-                texts.append(line.read_bytes().decode(errors="replace"))
+                texts.append(path.read_bytes().decode(errors="replace"))
             except OSError:
                 continue
         if not any(str(out) in text for text in texts):
