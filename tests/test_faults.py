@@ -63,6 +63,13 @@ def test_kills_signals_damage_and_full_disks() -> None:
     )
 
 
+def test_kills_under_mpirun_are_refused_where_there_is_none(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(faults.launch, "MISSING", True)
+    with pytest.raises(SystemExit):
+        faults.main(["--mpi-kills", "4"])
+    assert 'mpirun is missing: pip install "meanfield-nn[mpi]"' in capsys.readouterr().err
+
+
 def test_a_difference_would_be_seen(finished) -> None:
     """What the campaign compares with: it is not satisfied by everything."""
     other = run(None, flow=small.flow("exponential", 0.02, seed=1))

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_ranks
+from campaigns import looks, runs
+from campaigns import ranks as campaign
 from campaigns.launch import MISSING, WHY, environment, line
 from test_resume import assert_equal_bits
 
@@ -108,6 +110,15 @@ def test_a_signal_to_one_rank_stops_all_with_their_state(tmp_path):
     assert metadata["status"] == "interrupted" and "stopped by signal 15" in metadata["message"]
     assert process.returncode == 130 and "stopped by signal 15" in said
     assert load(place).clouds[0].m == 13_000
+
+
+@needs_mpi
+def test_kills_of_ranks_and_of_mpirun():
+    """The campaign of docs/robustness.md, one of its kills."""
+    counts = looks.Counts()
+    campaign.kills(runs.Case("euler", m=8_200, length=0.2, n=36), 1, np.random.default_rng(3), counts)
+    assert counts.wrong == [] and sum(counts.by_case.values()) == 1
+    assert counts.seen["finished with equal bits after nothing, under mpirun"] == 1
 
 
 def wait_for_ranks_to_end(out: Path) -> None:

@@ -56,13 +56,19 @@ class Start:
 
     def numbers(self) -> list[int]:
         """The process of every rank that has begun."""
-        return [int(path.read_text()) for path in self.place.glob("*.pid")]
+        return [int(path.read_text()) for path in sorted(self.place.glob("*.pid"))]
 
-    def stopped(self, directory: Path, before: tuple[int, int], delay: float) -> bool:
-        """Stop all ranks some time after the run began; return whether all live and the run is under way."""
+    def stopped(self, directory: Path, before: tuple[int, int], delay: float, aimed: bool) -> bool:
+        """Stop all ranks some time after the run began; return whether all live and the run is under way.
+
+        One that is aimed waits for a file that is being written, for a second at most.
+        """
         if not begun(directory, before, lambda: self.mpirun.poll() is None):
             return False
         clock.sleep(delay)
+        deadline = clock.monotonic() + aimed
+        while clock.monotonic() < deadline and not torn(directory):
+            pass
         numbers = self.numbers()
         self.send(signal.SIGSTOP, numbers)
         while {state(number) for number in numbers} - {"T", ""}:
@@ -122,7 +128,7 @@ def kill_once(case: Case, directory: Path, ranks: int, delay: float, rng: np.ran
     """Start or go on with a run on so many ranks, strike while it is running; return whether that landed."""
     before, name = written_at(directory), f"{case.name}, mpirun -n {ranks}"
     start = Start(case, directory.parent, directory, ranks, int(rng.integers(1, 3)))
-    landed = start.stopped(directory, before, delay)
+    landed = start.stopped(directory, before, delay, bool(rng.integers(2)))
     whom, sent = STRIKES[rng.integers(len(STRIKES))]
     if landed:
         counts.seen["mpirun: landed inside a write"] += torn(directory)
