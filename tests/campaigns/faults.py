@@ -239,18 +239,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.mpi_kills and launch.MISSING:
         parser.error(f"--mpi-kills {options.mpi_kills} came, and {launch.WHY}")
     rng, counts, begin = np.random.default_rng(options.seed), Counts(), clock.monotonic()
-    for part, cases, count in (
-        (kills, CASES, options.kills),
-        (ranks.kills, SPREAD, options.mpi_kills),
-        (damage, (CASES[0], CASES[11]), options.damage),
-        (disks, (CASES[0], CASES[11]), options.disks),
+    for name, part, cases, count in (
+        ("kills", kills, CASES, options.kills),
+        ("kills under mpirun", ranks.kills, SPREAD, options.mpi_kills),
+        ("damage", damage, (CASES[0], CASES[11]), options.damage),
+        ("disks", disks, (CASES[0], CASES[11]), options.disks),
     ):
         for k, case in enumerate(cases if count else []):
             known = len(counts.wrong)
             with quiet():
                 part(case, count // len(cases) + (k < count % len(cases)), rng, counts)
-            print(f"{part.__module__.rpartition('.')[2]}.{part.__name__} {k + 1}/{len(cases)}: {case.name}: "
-                  f"{len(counts.wrong)} wrong, {clock.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+            print(f"{name} {k + 1}/{len(cases)}: {case.name}: {len(counts.wrong)} wrong, "
+                  f"{clock.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
             print("".join(f"    {wrong}\n" for wrong in counts.wrong[known:]), end="", flush=True)
     print(json.dumps({"seen": dict(sorted(counts.seen.items())), "kills by case": counts.by_case}, indent=1))
     print("\n".join(["", *counts.wrong, f"{len(counts.wrong)} wrong"]))
