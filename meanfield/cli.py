@@ -102,9 +102,7 @@ def _add_run(commands: Any) -> None:
         "--out", type=Path, metavar="DIR", help="run directory (default: runs/<name of the configuration>)"
     )
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. flow.lam=0.1")
-    run.add_argument(
-        "--backend", default="auto", metavar="NAME", help="where contractions run (see `meanfield backends`)"
-    )
+    run.add_argument("--backend", metavar="NAME", help="where contractions run (see `meanfield backends`)")
     run.add_argument("--threads", type=int, metavar="N", help="threads over blocks of particles (default: every core)")
     run.add_argument("--quiet", action="store_true", help="print errors alone")
     run.add_argument("--show", action="store_true", help="print the resolved configuration and do nothing")
@@ -117,7 +115,7 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument("--out", type=Path, metavar="DIR", help="default: runs/sweeps/<name of the configuration>")
     sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="points run at a time (default 1)")
     sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. cloud.m=512")
-    sweep.add_argument("--backend", default="auto", metavar="NAME", help="where contractions run")
+    sweep.add_argument("--backend", metavar="NAME", help="where contractions run")
     sweep.add_argument("--threads", type=int, metavar="N", help="threads of one point (default: the cores / jobs)")
     sweep.add_argument("--quiet", action="store_true", help="print errors alone")
     sweep.set_defaults(action=_sweep)
@@ -137,7 +135,7 @@ def _add_sim(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from meanfield import config as configuration
 
-    config = configuration.load(options.config, options.set)
+    config = configuration.load(options.config, _overrides(options))
     directory = options.out or Path("runs") / options.config.stem
     if options.show:
         print(configuration.dumps(config), end="")
@@ -145,6 +143,11 @@ def _run(options: argparse.Namespace) -> int:
     if config.sweep and not options.quiet:
         _say("the table [sweep] is for `meanfield sweep`; this is a single run")
     return _carry(options, config, directory)
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """Return what the command line puts in place of what stands in the file."""
+    return [*options.set, *([] if options.backend is None else [f"cloud.backend={options.backend}"])]
 
 
 def _carry(options: argparse.Namespace, config: "RunConfig", directory: Path) -> int:
@@ -161,7 +164,7 @@ def _carry_on(options: argparse.Namespace, config: "RunConfig", directory: Path,
     from meanfield import backends, experiment, parallel, recovery
     from meanfield.ranks import Alone, on_first
 
-    backends.check_name(options.backend)
+    backends.check_name(config.cloud.backend)
     given = options.threads
     parallel.set_threads(ranks.threads() if given is None and ranks is not None else given)
     if not options.quiet:
@@ -170,7 +173,7 @@ def _carry_on(options: argparse.Namespace, config: "RunConfig", directory: Path,
         return on_first(ranks or Alone(), lambda: _finished(options, config, directory))
     say = None if options.quiet else _say
     quiet = options.quiet
-    done = experiment.run(config, directory, backend=options.backend, quiet=quiet, say=say, communicator=ranks)
+    done = experiment.run(config, directory, quiet=quiet, say=say, communicator=ranks)
     if not options.quiet:
         print("\n".join(done.lines()))
         timings = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in done.metadata["timings"].items())
@@ -226,13 +229,13 @@ def _sweep_points(options: argparse.Namespace, executor: "Executor | None") -> i
     from meanfield import config as configuration
     from meanfield.sweep import summary, sweep
 
-    config = configuration.load(options.config, options.set)
+    config = configuration.load(options.config, _overrides(options))
     swept = [text for text in options.set if text.partition("=")[0].strip() in config.sweep]
     if swept:
         raise InputError(
             f"--set {swept[0]} came, and the key is swept: type --set sweep.{swept[0].split('=')[0]}=[...]"
         )
-    backends.check_name(options.backend)
+    backends.check_name(config.cloud.backend)
     if options.jobs == 1:
         parallel.set_threads(options.threads)
     directory = options.out or Path("runs") / "sweeps" / options.config.stem
@@ -242,7 +245,6 @@ def _sweep_points(options: argparse.Namespace, executor: "Executor | None") -> i
         executor=executor,
         jobs=options.jobs,
         threads=options.threads,
-        backend=options.backend,
         quiet=options.quiet,
         say=(lambda text: None) if options.quiet else _say,
     )

@@ -45,6 +45,7 @@ class Data:
     y_test: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    sha256: str | None = None  # of the files that they were read from
 
     def arrays(self) -> Arrays:
         """Return (x, y), or (x, y, x_test, y_test) if there are test rows."""
@@ -61,10 +62,21 @@ def load(config: DataConfig) -> Data:
     Raises
     ------
     InputError
-        If the source is unknown, a key is missing or means nothing to it, or its file or numbers are unfit.
+        If the source is unknown, a key is missing or means nothing to it, its file or numbers are unfit, or the file
+        is not the one of ``data.sha256``.
     """
     arguments = check(config)
-    return SOURCES[config.source](**arguments)
+    data = SOURCES[config.source](**arguments)
+    if config.path is None:
+        return data
+    path = Path(config.path)
+    found = readers.sha256(readers.idx_pair(path) if config.source == "mnist" else (path,))
+    if config.sha256 not in (None, found):
+        raise InputError(
+            f"'{path}' is another file than when this configuration was written: its SHA-256 is {found}, wanted "
+            f"{config.sha256}. Bring that file back, or type --set data.sha256= to take this one as it is."
+        )
+    return dataclasses.replace(data, sha256=found)
 
 
 def check(config: DataConfig) -> dict[str, Any]:
@@ -76,6 +88,8 @@ def check(config: DataConfig) -> dict[str, Any]:
     parameters = inspect.signature(SOURCES[config.source]).parameters
     given = {key: value for key in config.keys() if (value := getattr(config, key)) is not None}
     for key, value in given.items():
+        if key == "sha256" and "path" in parameters:
+            continue
         if key not in (*parameters, "source", "seed") and value != 0:
             raise InputError(
                 f"data.{key} = {value!r} means nothing to the source '{config.source}': wanted only "
@@ -238,7 +252,7 @@ def mnist(
     `path` is the file of images, whose labels lie beside it, or a folder with the usual names, in which the
     training set is preferred to the test set.
     """
-    images, labels = _idx_pair(Path(path))
+    images, labels = readers.idx_pair(Path(path))
     x, targets = read_idx(images), read_idx(labels)
     if targets.ndim != 1 or len(x) != len(targets) or x.ndim < 2:
         raise InputError(
@@ -360,26 +374,6 @@ TEACHERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "network": _network,
     "random": _random,
 }
-
-
-def _idx_pair(path: Path) -> tuple[Path, Path]:
-    """Return the files of images and of labels."""
-    candidates = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if "images" in file.name and "idx3" in file.name)
-        candidates = sorted(files, key=lambda file: not file.name.startswith("train"))
-    if not candidates:
-        raise InputError(f"the folder '{path}' has no IDX images: wanted files as train-images-idx3-ubyte.gz.")
-    images = candidates[0]
-    stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    names = (stem, f"{stem}.gz")
-    labels = next((images.with_name(name) for name in names if images.with_name(name).exists()), None)
-    if labels is None or labels == images:
-        raise InputError(
-            f"no labels lie beside '{images}': wanted images as in train-images-idx3-ubyte and labels as in "
-            "train-labels-idx1-ubyte."
-        )
-    return images, labels
 
 
 def _numbered(name: str, d: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from meanfield import ntk, theory
+from meanfield import mapped, ntk, theory
 from meanfield.cloud import Cloud
 from meanfield.flow import Flow
 from meanfield.objectives import Objective
@@ -123,7 +123,10 @@ def _start_of(objective: Objective, cloud: Cloud) -> list[str]:
 
 def _digest_start(cloud: Cloud) -> str:
     """Return a digest of particles and masses, made of those of GRAIN rows each, whoever holds them."""
-    pieces = [_digest(cloud.z[first : first + GRAIN]) for first in range(0, len(cloud.z), GRAIN)]
+    pieces = []
+    for first in range(0, len(cloud.z), GRAIN):
+        pieces.append(_digest(cloud.z[first : first + GRAIN]))
+        mapped.relieve(2 * mapped.LARGE)
     if cloud.share is not None:
         pieces = [piece for found in cloud.share.communicator.everyone(pieces) for piece in found]
     weights = "" if cloud.weights is None else _digest(cloud.weights)

@@ -53,7 +53,6 @@ class Experiment:
 
 def build(
     config: RunConfig,
-    backend: str = "auto",
     data: datasets.Data | None = None,
     folder: Path | None = None,
     communicator: Communicator | None = None,
@@ -76,7 +75,7 @@ def build(
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
     alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
-    risk = Risk(data.x, data.y, unit, alpha, network.centred, network.loss, backend)
+    risk = Risk(data.x, data.y, unit, alpha, network.centred, network.loss, config.cloud.backend)
     objective: Objective = Minibatch(risk, chosen.batch) if chosen.batch else risk
     flow = Flow(
         objective, chosen.lam, chosen.eta, chosen.scheme, train=chosen.train, allow_unstable=chosen.allow_unstable,
@@ -88,7 +87,7 @@ def build(
     return Experiment(config, data, flow, cloud)
 
 
-def check(config: RunConfig, backend: str, data: datasets.Data) -> None:
+def check(config: RunConfig, data: datasets.Data) -> None:
     """Refuse what `carry` would refuse, given the data, without a step; only explicit steps need the clouds for it.
 
     Raises
@@ -100,14 +99,14 @@ def check(config: RunConfig, backend: str, data: datasets.Data) -> None:
     shape, record, length = config.cloud, config.record, config.flow
     alpha = configuration.resolve_alpha(config.network.alpha, shape.m)
     few = {"cloud.m": min(shape.m, FEW), "network.alpha": alpha}
-    one = build(configuration.at(config, few), backend, data)
+    one = build(configuration.at(config, few), data)
     chosen, bounds, shots = record.observables or None, record.bounds_every, record.snapshots
     plan = make_plan(one.flow, length.time, length.steps, chosen, (), record.every, bounds, shots, shape.replicates)
     check_fits(one.flow, one.cloud)
     checked_test(one.flow, _test(data))
     if length.eta == "auto":
         return
-    start = build(config, backend, data).cloud if one.flow.method.explicit else one.cloud
+    start = build(config, data).cloud if one.flow.method.explicit else one.cloud
     check_start(one.flow, plan, [start.replicated(r) for r in range(shape.replicates)])
 
 
@@ -161,7 +160,6 @@ def run(
     config: RunConfig,
     directory: Path,
     *,
-    backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
     communicator: Communicator | None = None,
@@ -178,7 +176,7 @@ def run(
     """
     check_claim(config, directory)
     with held(directory, communicator or Alone()):
-        done = carry(config, directory, backend=backend, quiet=quiet, say=say, communicator=communicator)
+        done = carry(config, directory, quiet=quiet, say=say, communicator=communicator)
         if communicator is None:
             report(directory, done)
             return done
@@ -198,7 +196,6 @@ def carry(
     config: RunConfig,
     directory: Path,
     *,
-    backend: str = "auto",
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
     communicator: Communicator | None = None,
@@ -207,7 +204,7 @@ def carry(
     begin = clock.perf_counter()
     check_claim(config, directory)
     parallel.set_memory(config.output.memory_mb << 20)
-    experiment = build(config, backend, folder=directory, communicator=communicator)
+    experiment = build(config, folder=directory, communicator=communicator)
     choice = (
         Choice("", "")
         if experiment.flow.objective.network is None
@@ -215,6 +212,7 @@ def carry(
     )
     for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}"] if say else ():
         say(note)  # type: ignore[misc]
+    config = _resolved(config, choice.name, experiment.data)
     record = config.record
     return simulate(
         experiment.flow,
@@ -241,6 +239,12 @@ def carry(
             "startup_seconds": round(clock.perf_counter() - begin, 4),
         },
     )
+
+
+def _resolved(config: RunConfig, backend: str, data: datasets.Data) -> RunConfig:
+    """Return the configuration that repeats a run: with the backend that was chosen and the names of its files."""
+    found = {"cloud.backend": backend, "data.sha256": data.sha256}
+    return configuration.at(config, {key: value for key, value in found.items() if value})
 
 
 def _notes(experiment: Experiment) -> list[str]:
@@ -338,7 +342,20 @@ def compare(first: Path, second: Path) -> tuple[list[str], bool]:
     if len(a.clouds) != len(b.clouds):
         equal = False
         lines.append(f"replicates: {len(a.clouds)} and {len(b.clouds)}")
-    return lines, equal
+    return lines if equal else [*lines, *_circumstances(a.metadata, b.metadata)], equal
+
+
+def _circumstances(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Return what two runs that differ were made by, where that differs too: it may be why."""
+    lines = []
+    for table in ("versions", "machine"):
+        first, second = a.get(table, {}), b.get(table, {})
+        lines += [
+            f"{table}: {key} {first.get(key, 'not there')} -> {second.get(key, 'not there')}"
+            for key in [*first, *(key for key in second if key not in first)]
+            if first.get(key) != second.get(key) and key != "threads"
+        ]
+    return lines
 
 
 def _difference(a: Any, b: Any, name: str) -> str:

@@ -36,7 +36,7 @@ class Point:
         return _label(self.values)
 
 
-def plan(config: RunConfig, backend: str = "auto") -> list[Point]:
+def plan(config: RunConfig) -> list[Point]:
     """Return the points of a sweep, the last key fastest, every one checked as far as that needs no step.
 
     Raises
@@ -58,7 +58,7 @@ def plan(config: RunConfig, backend: str = "auto") -> list[Point]:
             if one.data not in loaded:
                 data = datasets.load(one.data)
                 loaded[one.data] = data, _digest(data)
-            experiment.check(one, backend, loaded[one.data][0])
+            experiment.check(one, loaded[one.data][0])
         except InputError as error:
             raise InputError(f"the point {_label(named)}: {error}") from error
         text = json.dumps([configuration.digest(one), loaded[one.data][1], __version__])

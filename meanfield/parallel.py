@@ -137,6 +137,12 @@ def _blas() -> list[Any]:
     return libraries
 
 
+def blas_names() -> list[str]:
+    """Return which BLAS libraries are loaded, and for which processor each has chosen its kernels."""
+    named = [(library.internal_api, library.version, getattr(library, "architecture", "")) for library in _blas()]
+    return [" ".join(str(part) for part in parts if part) for parts in named]
+
+
 def _set_blas(counts: list[int]) -> None:
     for library, count in zip(_blas(), counts, strict=True):
         # threadpoolctl lets one Python thread set OpenBLAS, and does nothing for others; ours take turns.

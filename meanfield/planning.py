@@ -19,7 +19,6 @@ import meanfield.rates  # noqa: F401  (registers what the identities are checked
 import meanfield.regimes  # noqa: F401  (registers what tells the kernel regime from feature learning)
 from meanfield import schemes
 from meanfield.cloud import Cloud
-from meanfield.config import MOST_TIMES
 from meanfield.errors import DivergedError, InputError, MeanfieldError
 from meanfield.flow import Flow
 from meanfield.inputs import checked
@@ -27,6 +26,7 @@ from meanfield.objectives import Scaled, terms
 from meanfield.observables import Observable, select
 from meanfield.results import Progress
 from meanfield.risk import Risk
+from meanfield.sections import MOST_TIMES
 
 Array = np.ndarray
 DYADIC_BOUNDS = 8

@@ -7,6 +7,7 @@ next: `datasets`, which turns the arrays into (x, y).
 import array
 import csv
 import gzip
+import hashlib
 import io
 import lzma
 import math
@@ -49,6 +50,16 @@ def _without_waiting(path: str, flags: int) -> int:
         return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a zero byte in the name
         raise OSError(None, str(error)) from error
+
+
+def sha256(paths: Sequence[Path]) -> str:
+    """Return the SHA-256, in hexadecimal, of the contents of files one after the other."""
+    total = hashlib.sha256()
+    for path in paths:
+        with opened(path) as handle:
+            while piece := handle.read(1 << 20):
+                total.update(piece)
+    return total.hexdigest()
 
 
 def content(path: Path, limit: int | None = None) -> bytes:
@@ -252,3 +263,23 @@ def _number(path: str | os.PathLike[str], line: int, name: str, cell: str) -> fl
             "cell, or choose other columns with data.columns."
         )
     return value
+
+
+def idx_pair(path: Path) -> tuple[Path, Path]:
+    """Return the files of images and of labels: those of a folder, or that of images and the labels beside it."""
+    candidates = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if "images" in file.name and "idx3" in file.name)
+        candidates = sorted(files, key=lambda file: not file.name.startswith("train"))
+    if not candidates:
+        raise InputError(f"the folder '{path}' has no IDX images: wanted files as train-images-idx3-ubyte.gz.")
+    images = candidates[0]
+    stem = images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    names = (stem, f"{stem}.gz")
+    labels = next((images.with_name(name) for name in names if images.with_name(name).exists()), None)
+    if labels is None or labels == images:
+        raise InputError(
+            f"no labels lie beside '{images}': wanted images as in train-images-idx3-ubyte and labels as in "
+            "train-labels-idx1-ubyte."
+        )
+    return images, labels

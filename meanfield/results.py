@@ -1,11 +1,13 @@
 """What a run leaves behind: records as they grow, the Dataset made of them, and the `Run` that holds it all."""
 
 import contextlib
+import functools
 import platform
 import time as clock
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata as packages
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +18,12 @@ from meanfield.flow import Flow
 from meanfield.observables import Observable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import xarray
 
 Array = np.ndarray
-VERSIONED = ("numpy", "scipy", "xarray", "h5netcdf", "matplotlib", "scikit-learn", "POT", "threadpoolctl")
+# Bits depend on the first of them: what computes, and what compiles what computes.
+VERSIONED = ("numpy", "scipy", "numba", "llvmlite", "cupy-cuda12x", "pykeops", "mpi4py",
+             "xarray", "h5netcdf", "matplotlib", "scikit-learn", "POT", "threadpoolctl")  # fmt: skip
 
 
 class Recorder:
@@ -241,7 +243,23 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what kind of machine this is."""
+    """Return what kind of machine this is: equal bits are promised on one kind of processor."""
     from meanfield import parallel
 
-    return {"system": platform.system(), "processor": platform.machine(), "threads": parallel.threads()}
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "model": _model(),
+        "blas": ", ".join(parallel.blas_names()),
+        "threads": parallel.threads(),
+    }
+
+
+@functools.cache
+def _model() -> str:
+    """Return the name of the processor, "" where nobody tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def sweep(
     executor: Executor | None = None,
     jobs: int = 1,
     threads: int | None = None,
-    backend: str = "auto",
+    backend: str | None = None,
     quiet: bool = True,
     say: Say = lambda text: None,
 ) -> "xarray.Dataset":
@@ -76,8 +77,8 @@ def sweep(
         than one needs the guard ``if __name__ == "__main__":``).
     threads : int, optional
         Threads of one point; by default the threads of this process divided by `jobs`.
-    backend : str
-        Where contractions run.
+    backend : str, optional
+        Where contractions run, in place of `cloud.backend`.
     quiet : bool
         Show no line of progress of the run that is under way (one point at a time).
     say : callable
@@ -98,13 +99,15 @@ def sweep(
     chosen = _checked_config(config)
     if not (isinstance(jobs, int) and jobs >= 1):
         raise InputError(f"jobs must be a whole number, at least 1, got {jobs!r}")
-    points = plan(chosen, backend)
+    if backend is not None:
+        chosen = replace(chosen, cloud=replace(chosen.cloud, backend=backend))
+    points = plan(chosen)
     if directory is None:
         with tempfile.TemporaryDirectory(prefix="meanfield-") as folder:
-            return _Sweep(chosen, points, Path(folder), say).run(executor, jobs, threads, backend, quiet)
+            return _Sweep(chosen, points, Path(folder), say).run(executor, jobs, threads, quiet)
     store.check_writable(Path(directory))
     store.refuse_strangers(Path(directory), (POINTS, INDEX, RECORDS, CONFIG, STOPPING))
-    return _Sweep(chosen, points, Path(directory), say).run(executor, jobs, threads, backend, quiet)
+    return _Sweep(chosen, points, Path(directory), say).run(executor, jobs, threads, quiet)
 
 
 def _checked_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
@@ -147,9 +150,7 @@ class _Sweep:
         waiting = {p.name: p for p in reversed(self.points) if state(self.place(p))[0] not in ENDED}
         return [p for p in self.points if waiting.get(p.name) is p]
 
-    def run(
-        self, executor: Executor | None, jobs: int, threads: int | None, backend: str, quiet: bool
-    ) -> "xarray.Dataset":
+    def run(self, executor: Executor | None, jobs: int, threads: int | None, quiet: bool) -> "xarray.Dataset":
         store.prepare(self.directory / POINTS)
         with claimed(self.directory, wait=False), signals.collected() as caught:
             (self.directory / STOPPING).unlink(missing_ok=True)
@@ -161,7 +162,7 @@ class _Sweep:
             self.write_index()
             try:
                 with pool(executor, min(jobs, len(todo)), threads) as (workers, share, forward):
-                    tasks = [(p, (p.config, self.place(p), backend, share, quiet)) for p in todo]
+                    tasks = [(p, (p.config, self.place(p), share, quiet)) for p in todo]
                     self.carry(tasks, workers, caught, forward)
             finally:
                 (self.directory / STOPPING).unlink(missing_ok=True)

@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     records: Any = None
 
 
-def run_point(config: RunConfig, directory: Path, backend: str, threads: int | None, quiet: bool) -> Outcome:
+def run_point(config: RunConfig, directory: Path, threads: int | None, quiet: bool) -> Outcome:
     """Run one point in its directory, or go on with it; the function that executors are given.
 
     A point that diverges or is refused is an outcome; only what nobody expected is raised.
@@ -54,7 +54,7 @@ def run_point(config: RunConfig, directory: Path, backend: str, threads: int | N
         warnings.simplefilter("always", UserWarning)
         try:
             if state(directory)[0] not in ENDED:
-                experiment.carry(config, directory, backend=backend, quiet=quiet)
+                experiment.carry(config, directory, quiet=quiet)
         except (DivergedError, Interrupted) as error:
             status, message = DIVERGED if isinstance(error, DivergedError) else INTERRUPTED, str(error)
         except InputError as error:

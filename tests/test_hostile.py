@@ -266,7 +266,7 @@ def test_steps_that_leave_nothing_of_a_particle(tmp_path) -> None:
 
     one = config.parse(tree)
     with pytest.raises(InputError, match="leaves nothing of a particle after a step; take eta below"):
-        experiment.check(one, "numpy", datasets.load(one.data))
+        experiment.check(one, datasets.load(one.data))
 
 
 # --- nothing is executed

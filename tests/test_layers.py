@@ -23,6 +23,7 @@ FLOORS = """
     0.115 parallel mpi
     0.12 widths ensemble extrapolation markov counters pareto
     0.15 maps
+    0.16 sections
     0.2  claims config schemes verdicts newton
     1    units noise moments interactions
     1.05 gram

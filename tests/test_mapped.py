@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from meanfield import Flow, Record, Risk, Unit, gaussian_cloud, mapped, parallel, simulate, store
+from meanfield import Flow, Record, Risk, Unit, description, gaussian_cloud, mapped, parallel, simulate, store
 from meanfield.errors import InputError
 
 M = 3000
@@ -102,6 +102,17 @@ def test_a_pass_holds_the_blocks_at_work(tmp_path, monkeypatch):
     assert cloud.z.nbytes == 40_000_000
     assert max(seen) - begin < parallel.MAPPED_SHARE * (16 << 20) + 2 * threads * group + (2 << 20)
     assert len(seen) > 2 * 2 * 2_000_000 // 65_536
+
+
+def test_the_name_of_a_start_holds_pieces_of_it(tmp_path):
+    cloud = gaussian_cloud(2_000_000, Unit("tanh"), 4, dtype="float32", folder=tmp_path, reference=False)
+    mapped.relieve(0)
+    begin = mapped._resident()
+    if not np.isfinite(begin):
+        pytest.skip("this system does not tell how much of a file is in memory")
+    description._digest_start(cloud)
+    assert cloud.z.nbytes == 40_000_000
+    assert mapped._resident() - begin < 2 * mapped.LARGE + (1 << 20)
 
 
 def run(folder, on_disk, steps=6, **more):

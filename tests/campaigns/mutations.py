@@ -91,9 +91,9 @@ def of_toml(raw: bytes, rng: Generator) -> bytes:
 
 ALL_KEYS: dict[str, list[str]] = {
     "data": ["source", "path", "classes", "n", "n_test", "d", "seed", "teacher", "lags", "noise", "target", "columns",
-             "scale"],
+             "scale", "sha256"],
     "network": ["activation", "bias", "loss", "alpha", "centred"],
-    "cloud": ["m", "seed", "replicates", "dtype", "initial"],
+    "cloud": ["m", "seed", "replicates", "dtype", "backend", "initial", "on_disk"],
     "flow": ["lam", "eta", "scheme", "time", "steps", "batch", "train", "allow_unstable"],
     "record": ["observables", "every", "bounds_every", "snapshots"],
     "output": ["checkpoint_seconds", "memory_mb", "title"],

@@ -121,7 +121,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 def command(case: Case, folder: Path, directory: Path, threads: int) -> list[str]:
     path = folder / "config.toml"
     path.write_text(config.dumps(case.configuration()))
-    return ["run", str(path), "--out", str(directory), "--backend", case.backend, "--threads", str(threads), "--quiet"]
+    return ["run", str(path), "--out", str(directory), "--threads", str(threads), "--quiet"]
 
 
 def kill_once(case: Case, directory: Path, ranks: int, delay: float, rng: np.random.Generator, counts: Counts) -> bool:

@@ -45,7 +45,7 @@ class Case:
         tree: dict[str, dict[str, Any]] = {
             "data": {"source": "sphere", "n": self.n, "d": 3, "teacher": "random"},
             "network": {"alpha": 5.0},
-            "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype},
+            "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype, "backend": self.backend},
             "flow": flow,
             "record": {"observables": OBSERVABLES, "bounds_every": 3, "snapshots": [0.1 * self.length]},
             "output": {"checkpoint_seconds": 0.0},
@@ -101,7 +101,7 @@ def carry(case: Case, directory: Path, written: Shared | None = None, threads: i
     """Run a case in a directory, or go on with it; `written` is told of every checkpoint once it is there."""
     parallel.set_threads(threads)
     with telling(written):
-        return experiment.carry(case.configuration(), directory, backend=case.backend, quiet=True)
+        return experiment.carry(case.configuration(), directory, quiet=True)
 
 
 @contextlib.contextmanager
