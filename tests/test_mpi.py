@@ -121,6 +121,18 @@ def test_kills_of_ranks_and_of_mpirun():
     assert counts.seen["finished with equal bits after nothing, under mpirun"] == 1
 
 
+@needs_mpi
+def test_a_rank_on_its_own_ends_when_its_mpirun_is_killed(tmp_path, monkeypatch):
+    """It went on to the end of the run, and held its directory: it had nobody to hear of it from."""
+    monkeypatch.setattr(campaign, "SECONDS", 20)
+    long = runs.Case("euler", m=2_000, length=1000.0, n=36)
+    start = campaign.Start(long, tmp_path, tmp_path / "run", ranks=1, threads=1)
+    assert start.stopped(tmp_path / "run", (0, 0), delay=0.0, aimed=False)
+    start.strike("mpirun", signal.SIGKILL, np.random.default_rng(0))
+    assert start.end() == (-signal.SIGKILL, [])
+    assert looks.status(tmp_path / "run") == "running"
+
+
 def wait_for_ranks_to_end(out: Path) -> None:
     """Wait until no process works in a directory: ranks end a moment after their mpirun was killed."""
     deadline = clock.monotonic() + 30
