@@ -125,7 +125,7 @@ def folds(dynamics: Dynamics, cloud: Cloud, c: Array, eps: float) -> bool:
     z = z.astype(np.float64, copy=False)
     here = _field_jacobian(risk, z, c, dynamics.train)
     if dynamics.scheme.midpoint:
-        b = risk.engine(len(z)).pullback(risk.unit.h, risk.inputs, z, c, dynamics.train)
+        b = risk.pullback(cloud, z, c, dynamics.train)
         middle = _field_jacobian(risk, z + 0.5 * eps * b, c, dynamics.train)
         here = middle + 0.5 * eps * middle @ here
     signs = np.linalg.slogdet(np.eye(cloud.dimension) + eps * here)[0]

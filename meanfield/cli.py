@@ -50,7 +50,7 @@ def _guarded(options: argparse.Namespace) -> int:
         _say("interrupted")
         return 130
     except MemoryError:
-        _say("out of memory; take a smaller cloud.m or fewer cloud.replicates")
+        _say("out of memory; take a smaller cloud.m or data.n, or fewer cloud.replicates")
         return 2
     except ArithmeticError as error:
         _say(f"numbers left double precision ({error}); take less extreme values")
@@ -220,6 +220,9 @@ def _sweep(options: argparse.Namespace) -> int:
     ranks = mpi.world()
     if ranks is None or ranks.size == 1:
         return _sweep_points(options, None)
+    from meanfield import backends
+
+    backends.settle(ranks.place)
     with mpi.workers(ranks) as executor:
         return 0 if executor is None else _sweep_points(options, executor)
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from meanfield import backends, datasets, parallel, results, spread, store
 from meanfield import config as configuration
-from meanfield import datasets, parallel, results, spread, store
 from meanfield.backends import Choice
 from meanfield.cloud import Cloud, gaussian_cloud
 from meanfield.config import RunConfig
 from meanfield.errors import InputError
 from meanfield.flow import Flow
+from meanfield.footprint import check_memory
 from meanfield.keeping import held
 from meanfield.locks import claimed
 from meanfield.minibatch import Minibatch
@@ -33,11 +34,8 @@ from meanfield.units import Unit
 from meanfield.verify import Verification, verify
 
 CONFIG = "config.toml"
-GIGABYTE = 1e9
-# Copies of a cloud that a step holds at once: state, reference, noise, and what is being made of them.
-COPIES = 8
-FILES = 3  # of a cloud on disk: state, reference, start
 DRAWN = 1 << 18  # particles in the figure of the cloud
+SAID = 8  # ranks whose devices are said; metadata.json has all
 FEW = 64  # particles of a cloud that only stands for one of the configuration's size
 
 
@@ -69,9 +67,9 @@ def build(
     """
     if config.flow.time is None and config.flow.steps is None:
         raise InputError("how long to run did not come: type flow.time = 2.0 (or flow.steps with a fixed eta)")
-    _check_memory(config, communicator)
     folder = (folder or Path(tempfile.gettempdir())) if config.cloud.on_disk else None
     data = datasets.load(config.data) if data is None else data
+    check_memory(config, len(data.x), data.x.shape[1], communicator)
     network, chosen = config.network, config.flow
     unit = Unit(network.activation, bias=network.bias)
     alpha = configuration.resolve_alpha(network.alpha, config.cloud.m)
@@ -95,7 +93,7 @@ def check(config: RunConfig, data: datasets.Data) -> None:
     InputError
         As `carry` raises it.
     """
-    _check_memory(config)
+    check_memory(config, len(data.x), data.x.shape[1])
     shape, record, length = config.cloud, config.record, config.flow
     alpha = configuration.resolve_alpha(config.network.alpha, shape.m)
     few = {"cloud.m": min(shape.m, FEW), "network.alpha": alpha}
@@ -112,23 +110,6 @@ def check(config: RunConfig, data: datasets.Data) -> None:
 
 def _test(data: datasets.Data) -> tuple[np.ndarray, np.ndarray] | None:
     return None if data.x_test is None or data.y_test is None else (data.x_test, data.y_test)
-
-
-def _check_memory(config: RunConfig, communicator: Communicator | None = None) -> None:
-    """Refuse clouds that would not fit into the machine's memory, before anything is allocated.
-
-    Ranks on other machines take their rows with them.
-    """
-    cloud, d = config.cloud, config.data.d or 64
-    here = 1.0 if communicator is None else getattr(communicator, "neighbours", communicator.size) / communicator.size
-    state = cloud.replicates * cloud.m * (d + 1) * np.dtype(cloud.dtype).itemsize * here
-    have = parallel.machine_memory()
-    if not cloud.on_disk and COPIES * state > have:
-        raise InputError(
-            f"{cloud.replicates} clouds of m = {cloud.m} particles need about {COPIES * state / GIGABYTE:.1f} GB, "
-            f"this machine has {have / GIGABYTE:.1f} GB; take a smaller cloud.m, fewer cloud.replicates, cloud.dtype = "
-            f"'float32', or cloud.on_disk = true, which needs about {FILES * state / GIGABYTE:.1f} GB of disk"
-        )
 
 
 def check_claim(config: RunConfig, directory: Path) -> None:
@@ -210,7 +191,8 @@ def carry(
         if experiment.flow.objective.network is None
         else experiment.flow.objective.network.choice(experiment.cloud.m)
     )
-    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}"] if say else ():
+    devices = backends.devices(choice.name, experiment.cloud.share)
+    for note in [*_notes(experiment), f"backend {choice.name}: {choice.why}", *_taken(devices)] if say else ():
         say(note)  # type: ignore[misc]
     config = _resolved(config, choice.name, experiment.data)
     record = config.record
@@ -236,6 +218,7 @@ def carry(
             "data": {"notes": list(experiment.data.notes), "names": list(experiment.data.names)},
             "backend": choice.name,
             "backend_reason": choice.why,
+            **({"devices": devices} if devices else {}),
             "startup_seconds": round(clock.perf_counter() - begin, 4),
         },
     )
@@ -245,6 +228,12 @@ def _resolved(config: RunConfig, backend: str, data: datasets.Data) -> RunConfig
     """Return the configuration that repeats a run: with the backend that was chosen and the names of its files."""
     found = {"cloud.backend": backend, "data.sha256": data.sha256}
     return configuration.at(config, {key: value for key, value in found.items() if value})
+
+
+def _taken(devices: Sequence[str]) -> list[str]:
+    """Return the line that says which device each rank took, if there are any."""
+    more = "; ..." if len(devices) > SAID else ""
+    return [f"devices: {'; '.join(devices[:SAID])}{more}"] if devices else []
 
 
 def _notes(experiment: Experiment) -> list[str]:

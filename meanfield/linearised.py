@@ -17,7 +17,8 @@ from meanfield.backends import Moved
 from meanfield.cloud import Cloud
 from meanfield.errors import InputError
 from meanfield.objectives import Objective, Tangent
-from meanfield.risk import Risk, eigen
+from meanfield.risk import Risk
+from meanfield.spectrum import eigen
 
 Array = np.ndarray
 
@@ -105,7 +106,7 @@ class Linearised(Objective):
 
     def _field(self, cloud: Cloud, residual: Array) -> Array:
         c = self.risk.coefficients(residual)
-        return self.risk.engine(cloud.m).pullback(self.risk.unit.h, self.risk.inputs, self._centre(cloud), c)
+        return self.risk.pullback(cloud, self._centre(cloud), c)
 
     def first_variation(self, cloud: Cloud, points: Array) -> Array:
         """Return (2 alpha / n) sum_i r_i <grad psi_i(z0_j), points_j>: one point for each particle, shape (m,)."""

@@ -39,16 +39,24 @@ class Mpi:
     @functools.cached_property
     def neighbours(self) -> int:
         """The number of ranks on this machine."""
+        return int(self._near.size)
+
+    @functools.cached_property
+    def place(self) -> int:
+        """The number of this rank among those on its machine."""
+        return int(self._near.rank)
+
+    @functools.cached_property
+    def _near(self) -> Any:
+        """The communicator of the ranks on this machine; all ranks have to ask at once, the first time."""
         from mpi4py import MPI
 
-        return int(self.world.Split_type(MPI.COMM_TYPE_SHARED).size)
+        return self.world.Split_type(MPI.COMM_TYPE_SHARED)
 
     def threads(self) -> int:
         """Return how many threads this rank may use: its cores, shared with the ranks that were given the same."""
-        from mpi4py import MPI
-
         mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-        others = self.world.Split_type(MPI.COMM_TYPE_SHARED).allgather(mine)
+        others = self._near.allgather(mine)
         return max(1, len(mine) // sum(bool(mine & other) for other in others))
 
     def send(self, value: Any, to: int) -> None:

@@ -2,12 +2,17 @@
 
 A file is what xarray and h5netcdf make of a Dataset, and behind the last byte that HDF5 knows of one line,
 "sha256 <digest>", which other programs do not see. The digest is compared before anything is parsed, since HDF5 itself
-has no checksums over data; a file without the line was written by another program, unless it says that it had one.
+has no checksums over data; a file without the line was written by another program, unless it says that it had one. Such
+a file is first read by a process of its own, because the HDF5 library may crash on a damaged one, or read it for ever.
 """
 
+import contextlib
 import hashlib
 import io
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +20,13 @@ from meanfield.errors import InputError
 
 MARK, SEALED = b"\nsha256 ", "checksum"
 WORDS = "sha256, in a line behind the data"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5, at the beginning or somewhere after it
 LENGTH = len(MARK) + 64 + 1
 # Numbers take no more memory than file, but texts, and files that another program has compressed.
 SPARE, RATIO = 64 << 20, 4
+SECONDS = 60  # of a processor, to read a file that has no checksum
+APART = "from meanfield import netcdf; netcdf.probe()"
+_tried: dict[str, str] = {}  # SHA-256 of files without a checksum: why they cannot be read, "" for those that can
 
 
 def dumps(data: Any) -> bytes:
@@ -44,26 +53,78 @@ def loads(raw: bytes) -> Any:
     Raises
     ------
     InputError
-        If the checksum is wrong or missing, the bytes are no NetCDF-4, refer to other files, or are few and stand for
-        very many.
+        If the checksum is wrong or missing, the bytes are no NetCDF-4, refer to other files, are few and stand for
+        very many, or are more than the HDF5 library can cope with.
     """
-    import xarray
-
     content, sealed = raw, raw[-LENGTH:].startswith(MARK)
     if sealed:
         content = raw[:-LENGTH]
         if raw[-LENGTH:] != MARK + hashlib.sha256(content).hexdigest().encode() + b"\n":
             raise InputError("its checksum is wrong, so it was damaged or changed after it was written")
+    elif WORDS.encode() in content:
+        raise InputError("its checksum is missing, so it was cut or changed after it was written")
+    elif SIGNATURE not in content:
+        raise InputError("it is no NetCDF-4 file")
+    else:
+        _try_apart(content)
+    data = _parsed(content)
+    data.attrs.pop(SEALED, None)
+    return data
+
+
+def _parsed(content: bytes) -> Any:
+    import xarray
+
     try:
         _look_at(content)
-        data = xarray.load_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False)
+        return xarray.load_dataset(io.BytesIO(content), engine="h5netcdf", decode_times=False)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  (what h5py, h5netcdf and xarray raise on damaged files has no end)
         raise InputError(str(error) or type(error).__name__) from error
-    if data.attrs.pop(SEALED, None) is not None and not sealed:
-        raise InputError("its checksum is missing, so it was cut or changed after it was written")
-    return data
+
+
+def _try_apart(content: bytes) -> None:
+    """Refuse a file that a process of its own could not read; asked once for each content."""
+    name = hashlib.sha256(content).hexdigest()
+    if name not in _tried:
+        if len(_tried) > 100:
+            _tried.clear()
+        _tried[name] = _read_apart(content)
+    if _tried[name]:
+        raise InputError(_tried[name])
+
+
+def _read_apart(content: bytes) -> str:
+    """Return why a process of its own could not read a file, "" if it could."""
+    there = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", APART], input=content, capture_output=True, timeout=10 * SECONDS,
+            env=os.environ | {"PYTHONPATH": there, "MEANFIELD_SECONDS": str(SECONDS)},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"the HDF5 library was not through with it after {10 * SECONDS} seconds"
+    except OSError as error:
+        return f"it has no checksum, and the process that was to try it cannot be started: {error.strerror or error}"
+    if done.returncode in (0, 1):
+        return done.stdout.decode(errors="replace")
+    return f"the HDF5 library crashed on it, or was not through with it after {SECONDS} seconds"
+
+
+def probe() -> None:
+    """Read the file that comes on the standard input, say there what is wrong with it, and exit with 1 if it is."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        seconds = int(os.environ["MEANFIELD_SECONDS"])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        _parsed(sys.stdin.buffer.read())
+    except InputError as error:
+        sys.stdout.buffer.write(str(error).encode(errors="replace"))
+        sys.exit(1)
 
 
 def _look_at(content: bytes) -> None:

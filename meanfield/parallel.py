@@ -5,7 +5,8 @@ thread with a single-threaded BLAS, and partial sums are combined in a fixed dya
 result is the same to the last bit for any number of threads.
 
 Inside `sharing` the arrays at hand are a rank's rows of a cloud that several hold together: then `total` is the number
-of all particles, and sums are those over all ranks.
+of all particles, and sums are those over all ranks: of blocks by `sum_blocks` and `sum_groups`, whose bits are those of
+any number of ranks, of each rank's rows as one piece by `sum_ranks`.
 """
 
 import contextlib
@@ -219,6 +220,16 @@ def sum_groups(function: Callable[[slice], Any], count: int, size: int, particle
 def _add_groups(tree: Tree, function: Callable[[slice], Any], count: int, size: int, number: int) -> None:
     with sharing(None):
         each_group(lambda part: tree.add(number + part.start // size, function(part)), count, size)
+
+
+def sum_ranks(work: Callable[[], Any]) -> Any:
+    """Return the sums that `work` forms over the particles at hand, added up over the ranks that hold the cloud.
+
+    For backends that do not form sums in pieces: ranks are added in a tree over their numbers, so that bits are equal
+    for one number of ranks. `work` gives numpy arrays, or a tuple of them, that are linear in the particles.
+    """
+    share = held()
+    return work() if share is None else share.across(work)
 
 
 def each_group(

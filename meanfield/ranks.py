@@ -5,7 +5,8 @@ processes: `Mpi` under mpirun, anything with the same few methods elsewhere (the
 particles follow the tree of `dyadic` over the numbers of blocks in the whole cloud: a rank forms the nodes that lie in
 its rows, a node that two ranks have halves of is formed by the one that has the left half, and rank 0 tells all what
 came out. So the bits are those of one process, for any number of ranks. A message is O(n) numbers, or O(n^2) where a
-Gram matrix is summed; there are O(log K) of them for K ranks.
+Gram matrix is summed; there are O(log K) of them for K ranks. GPUs sum a rank's rows as one piece, in their own order
+(`Share.across`): then bits are those of one number of ranks.
 
 What goes wrong on one rank inside of a sum, or inside of `together` and `on_first`, is raised on all of them.
 """
@@ -194,6 +195,15 @@ class Share:
         done = _attempt(lambda: work(tree), self.communicator.rank)
         held = _Nodes(self, size, tree.nodes(), done if isinstance(done, Failure) else None)
         return _value(self.communicator.broadcast(held.total()))
+
+    def across(self, work: Callable[[], Any]) -> Any:
+        """Return the sum of what `work` returns on every rank, in the tree over their numbers, the same bits on all.
+
+        Each rank's rows are one piece: for another number of ranks the sum is rounded otherwise.
+        """
+        rank, size = self.communicator.rank, self.communicator.size
+        pieces = Share(self.communicator, tuple(range(size + 1)), 1)
+        return pieces.sum(1, lambda tree: tree.add(rank, work()))
 
 
 class _Nodes:

@@ -178,7 +178,7 @@ def gram_start_score(cloud: Cloud, flow: Flow) -> float:
     """
     risk = network(flow)
     v = risk.residual(np.zeros(risk.n))
-    field = risk.engine(cloud.m).pullback(risk.unit.h, risk.inputs, coupled(cloud), v, flow.train).astype(np.float64)
+    field = risk.pullback(cloud, coupled(cloud), v, flow.train).astype(np.float64)
     squares = np.einsum("ij,ij->i", field, field)
     gap = squares - float(v @ gram_of_reference(risk, cloud, flow.train) @ v)
     mass = np.full(cloud.m, 1 / cloud.m) if cloud.weights is None else cloud.weights

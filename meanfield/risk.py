@@ -20,6 +20,7 @@ from meanfield.cloud import Cloud, Kernel, demand_values
 from meanfield.errors import InputError, did_you_mean
 from meanfield.objectives import Objective, Tangent
 from meanfield.ranks import Share
+from meanfield.spectrum import eigen
 from meanfield.units import Unit
 
 Array = np.ndarray
@@ -230,7 +231,12 @@ class Risk(Objective):
     def gradient(self, cloud: Cloud) -> Array:
         """Return grad dL/dp at the particles, shape (m, D); DivergedError as `value`."""
         c = self.coefficients(self.residual(self._finite_prediction(cloud)))
-        return -self.engine(cloud.m, cloud.share).pullback(self.unit.h, self.inputs, cloud.z, c)
+        return -self.pullback(cloud, cloud.z, c)
+
+    def pullback(self, cloud: Cloud, z: Array, c: Array, train: str = "both") -> Array:
+        """Return sum_i c_i grad psi_i at points z, shape (len(z), D), with the backend of a cloud."""
+        engine = self.engine(cloud.m, cloud.share)
+        return engine.asnumpy(engine.pullback(self.unit.h, self.inputs, z, c, train))
 
     def _finite_prediction(self, cloud: Cloud) -> Array:
         return demand_values(self.prediction(cloud), f"the prediction of the cloud at step {cloud.step}")
@@ -338,8 +344,10 @@ class Risk(Objective):
         `out` may be the cloud's own arrays.
         """
         engine = self.engine(cloud.m, cloud.share)
-        reference = None if cloud.reference is None else engine.asarray(cloud.reference)
-        where = (self.unit.h, self.inputs, engine.asarray(cloud.z), reference)
+        z, reference = engine.asarray(cloud.z), None if cloud.reference is None else engine.asarray(cloud.reference)
+        if z is not cloud.z:
+            out = z, reference  # copies on a device, which nobody else has
+        where = (self.unit.h, self.inputs, z, reference)
         if residual is not None:
             return engine.move(*where, self.coefficients(residual), motion, train, out=out)
         return engine.descend(
@@ -359,21 +367,13 @@ class Risk(Objective):
 
     def kick(self, cloud: Cloud, residual: Array | None, eps: float, train: str = "both", **options: object) -> Moved:
         """Return the particles moved for a length eps along b with the residual frozen at `residual`."""
-        options = dict(options)
-        midpoint = options.pop("midpoint", False)
+        midpoint, engine = options.pop("midpoint", False), self.engine(cloud.m, cloud.share)
         c = self.coefficients(self.residual(self.prediction(cloud)) if residual is None else residual)
         arguments = (self.unit.h, self.inputs, cloud.z, cloud.reference, cloud.weights, c, eps, train)
-        if midpoint:
-            return self.engine(cloud.m, cloud.share).midpoint_kick(*arguments, **options)
-        return self.engine(cloud.m, cloud.share).kick(
-            *arguments, **{k: v for k, v in options.items() if k != "variance"}
-        )
-
-
-def eigen(matrix: Array) -> tuple[Array, Array]:
-    """Return eigenvalues and eigenvectors of a cloud's D^1/2 H D^1/2; DivergedError if it is not finite."""
-    values, vectors = np.linalg.eigh(demand_values(matrix, "the Gram matrix"))
-    return values, vectors
+        if not midpoint:
+            options.pop("variance", None)
+        moved = (engine.midpoint_kick if midpoint else engine.kick)(*arguments, **options)
+        return moved._replace(z=engine.asnumpy(moved.z))  # noise comes to it on the host
 
 
 def _check(risk: Risk) -> None:

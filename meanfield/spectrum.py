@@ -15,7 +15,7 @@ import numpy as np
 
 from meanfield import gram as gaussian
 from meanfield import noise
-from meanfield.cloud import Cloud
+from meanfield.cloud import Cloud, demand_values
 from meanfield.errors import InputError
 from meanfield.estimate import Estimate, mean_estimate
 from meanfield.noise import Stream
@@ -50,6 +50,12 @@ def eigenvalue_range(gram: Array) -> tuple[float, float]:
     """Return (lambda_min, lambda_max) of a symmetric matrix; refuse one that is not finite. O(n^3)."""
     values = np.linalg.eigvalsh(demand_finite(gram))
     return float(values[0]), float(values[-1])
+
+
+def eigen(matrix: Array) -> tuple[Array, Array]:
+    """Return eigenvalues and eigenvectors of a cloud's D^1/2 H D^1/2; DivergedError if it is not finite."""
+    values, vectors = np.linalg.eigh(demand_values(matrix, "the Gram matrix"))
+    return values, vectors
 
 
 def demand_finite(gram: Array) -> Array:

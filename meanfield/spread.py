@@ -23,8 +23,25 @@ GATHERED = 1 << 24  # numbers of a cloud that is gathered whole: 128 MB in doubl
 
 
 def share_of(risk: Risk, m: int, communicator: Communicator) -> Share:
-    """Return the rows that a rank holds of a cloud of m particles that moves along a risk, or batches of it."""
-    return split(communicator, m, backends.grain(risk.choice(m).name, risk.n))
+    """Return the rows that a rank holds of a cloud of m particles that moves along a risk, or batches of it.
+
+    A backend with devices takes this rank's here, before anything is drawn.
+
+    Raises
+    ------
+    InputError
+        If there are fewer pieces of the cloud than ranks, or ranks cannot all have one backend that works on rows.
+    """
+    names = communicator.everyone(risk.choice(m).name)
+    if len(set(names)) > 1:
+        told = ", ".join(f"'{name}' on rank {names.index(name)}" for name in sorted(set(names)))
+        raise InputError(
+            f"ranks would take different backends ({told}), for not all have the same packages and devices: "
+            "type --backend cpu"
+        )
+    share = split(communicator, m, backends.grain(names[0], risk.n))
+    backends.shared(names[0], share)
+    return share
 
 
 def rows(flow: Flow, cloud: Cloud, communicator: Communicator) -> Cloud:

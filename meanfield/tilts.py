@@ -23,6 +23,7 @@ from meanfield.units import Activation
 Array = npt.NDArray[Any]
 
 BLOCK = 1024
+INPUTS = 512  # of which directions are made
 LARGEST_TABLE = 100_000_000  # bytes of values kept for the probes
 SMALLEST_SQUARE = 1e-7  # of a direction's mean square before it is scaled, against the largest
 DEGREE, NODES = 80, 180  # of Mehler's series; of the quadrature for its coefficients
@@ -76,7 +77,8 @@ def probe_features(probes: Array, x: Array, activation: Activation, *, largest: 
     probes : ndarray, shape (N0, D)
         Independent samples of p0 = N(0, I); their first d columns are used. N0 of 1e5 is good.
     x : ndarray, shape (n, d)
-        Inputs as the neurons see them (`Unit.inputs`).
+        Inputs as the neurons see them (`Unit.inputs`); the first INPUTS of them are taken, for directions are few
+        against them, and matrices of n x n many.
     activation : Activation
     largest : int, optional
         At most that many directions, those of the largest mean square; without it what fits into 100 MB.
@@ -92,7 +94,7 @@ def probe_features(probes: Array, x: Array, activation: Activation, *, largest: 
             f"probes must have shape (N0, D), N0 >= 100 and D > d for inputs (n, d); got {probes.shape} and {x.shape}."
         )
     families = 1 if activation.homogeneous else 2  # w h'(w) = h(w) for a homogeneous one
-    theta = probes[:, : x.shape[1]]
+    theta, x = probes[:, : x.shape[1]], x[:INPUTS]
 
     def square(rows: slice) -> Array:
         raw = _raw(activation, x, theta[rows], families)

@@ -27,7 +27,7 @@ class Crew:
         self.running = 0
         self.ended: set[int] = set()
         self.waiting: dict[int, int] = {}  # rank: whom it waits for
-        self.messages = 0
+        self.messages = self.longest = 0
         self.stuck = False
 
     def hand_over(self) -> None:
@@ -57,8 +57,10 @@ class Member:
 
     def send(self, value: Any, to: int) -> None:
         assert to != self.rank
+        message = pickle.dumps(value)
         self.crew.messages += 1
-        self.crew.boxes[self.rank, to].append(pickle.dumps(value))
+        self.crew.longest = max(self.crew.longest, len(message))
+        self.crew.boxes[self.rank, to].append(message)
 
     def receive(self, source: int) -> Any:
         assert source != self.rank

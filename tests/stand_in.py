@@ -1,13 +1,22 @@
 """What stands in for a GPU in the tests: arrays that refuse what CuPy's refuse, and kernels that run on the CPU."""
 
+import contextlib
 import ctypes
+import importlib.util
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from meanfield.backends import cuda_source
+from meanfield import backends
+from meanfield.backends import cuda, cuda_source
 from meanfield.backends.cuda_source import STRUCTS, instance
 
 KINDS = (np.dtype(np.float64), np.dtype(np.float32))
@@ -36,7 +45,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     """
 
     def __init__(self, inside: Any, module: "Module") -> None:
-        self.inside, self.module = np.asarray(inside), module
+        self.inside, self.module, self.device = np.asarray(inside), module, module.current.number
 
     shape = property(lambda self: self.inside.shape)
     dtype = property(lambda self: self.inside.dtype)
@@ -77,7 +86,15 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.module.call(ufunc, *inputs, **kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        if function is np.asarray:  # of a host array, like this one
+            return self.module.asarray(*args, **kwargs)
         return self.module.call(function, *args, **kwargs)
+
+
+class Current(threading.local):
+    """The number of the device that is current in a thread: the first one, until another is chosen."""
+
+    number = 0
 
 
 class Module:
@@ -85,10 +102,12 @@ class Module:
 
     def __init__(self) -> None:
         self.uploads = self.downloads = 0
+        self.current = Current()
 
     def open(self, value: Any) -> Any:
-        """Return what a function may see of an argument: the inside of device arrays, and no host arrays."""
+        """Return what a function may see of an argument: the inside of arrays of the current device, no host arrays."""
         if isinstance(value, DeviceArray):
+            assert value.device == self.current.number, f"an array of device {value.device} on {self.current.number}"
             return value.inside
         if isinstance(value, np.ndarray):
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
@@ -105,14 +124,15 @@ class Module:
     def asarray(self, value: Any, dtype: Any = None) -> DeviceArray:
         """Return a value on the device."""
         if isinstance(value, DeviceArray):
-            return DeviceArray(np.asarray(value.inside, dtype), self)
+            return value if dtype in (None, value.dtype) else DeviceArray(np.asarray(value.inside, dtype), self)
         self.uploads += 1
         return DeviceArray(np.array(value, dtype), self)
 
     def ascontiguousarray(self, value: Any) -> DeviceArray:
-        """Return a value on the device, C-contiguous."""
-        value = value if isinstance(value, DeviceArray) else self.asarray(value)
-        return DeviceArray(np.ascontiguousarray(value.inside), self)
+        """Return an array of the device C-contiguous, itself if it is; host arrays are refused."""
+        if not isinstance(value, DeviceArray):
+            raise TypeError(f"Argument 'a' has incorrect type (expected an array of the device, got {type(value)})")
+        return value if value.flags.c_contiguous else DeviceArray(np.ascontiguousarray(value.inside), self)
 
     def asnumpy(self, value: DeviceArray) -> np.ndarray:
         """Return a copy on the host."""
@@ -130,6 +150,50 @@ class Module:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: self.call(getattr(np, name), *args, **kwargs)
+
+
+class Visible(threading.local):
+    """The buses of the devices that a thread sees; a rank of its own would see its own."""
+
+    buses: tuple[str, ...] = ("0000:17:00.0", "0000:65:00.0")
+
+
+class Gpus(Module):
+    """The array module of a machine with several devices, as CuPy shows them; arrays stay where they were made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # What others ask of a module that is called cupy: xarray and scipy look whether arrays are of its kind.
+        self.__spec__, self.__version__, self.ndarray = ModuleSpec("cupy", None), "0", DeviceArray
+        self.visible = Visible()
+        runtime = SimpleNamespace(
+            getDeviceCount=lambda: len(self.visible.buses),
+            getDeviceProperties=lambda number: {"name": b"Stand-in", "uuid": self.visible.buses[number].encode()},
+            deviceGetPCIBusId=lambda number: self.visible.buses[number],
+            CUDARuntimeError=RuntimeError,
+        )
+        self.cuda = SimpleNamespace(runtime=runtime, Device=self.device)
+
+    @contextlib.contextmanager
+    def device(self, number: int) -> Iterator[None]:
+        """Make a device the current one of this thread for a while."""
+        assert 0 <= number < len(self.visible.buses)
+        before, self.current.number = self.current.number, number
+        try:
+            yield
+        finally:
+            self.current.number = before
+
+
+def installed(start: Any, monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    """Let the backend `cuda` find a machine of two GPUs, whose kernels `start` starts."""
+    found, spec = Gpus(), importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "cupy", found)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "cupy" or spec(name))
+    monkeypatch.setattr(cuda, "launch", start)
+    monkeypatch.setattr(backends, "unavailable", lambda name: "")
+    monkeypatch.setitem(vars(cuda), "BACKEND", cuda.make(found, start))
+    return found
 
 
 class Processor:
@@ -182,7 +246,7 @@ class Processor:
     def _cell(value: Any) -> Any:
         """Return what an argument looks like in memory: a pointer, or the bytes of a number."""
         if isinstance(value, DeviceArray):
-            assert value.flags.c_contiguous
+            assert value.flags.c_contiguous and value.device == value.module.current.number
             return ctypes.c_uint64(value.inside.ctypes.data)
         assert isinstance(value, np.generic), f"{value!r} has no definite size"
         return ctypes.create_string_buffer(value.tobytes(), max(8, value.nbytes))

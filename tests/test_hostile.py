@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import lzma
 import re
 import shutil
 import signal
@@ -337,3 +338,36 @@ def test_records_that_are_none_of_a_run(change, files, tmp_path, capsys) -> None
 def test_texts_that_netcdf_cannot_keep_do_not_lose_a_run() -> None:
     data = run_dataset().assign_attrs(title="a\0b\ud800")
     assert netcdf.loads(netcdf.dumps(data)).attrs["title"] == "ab?"
+
+
+# --- what the HDF5 library makes of a file
+
+
+@pytest.fixture
+def foreign(files) -> bytes:
+    (raw,) = files[1]["foreign records"]
+    return raw
+
+
+def test_a_file_that_is_read_for_ever_is_refused(monkeypatch) -> None:
+    """libhdf5 counts the scales of one of its dimensions without an end; the campaign of hostile files found it."""
+    monkeypatch.setattr(netcdf, "SECONDS", 3)
+    raw = lzma.decompress((Path(__file__).parent / "endless.nc.xz").read_bytes())
+    with pytest.raises(InputError):
+        netcdf.loads(raw)
+
+
+def test_a_file_on_which_the_library_crashes_is_refused(foreign, monkeypatch) -> None:
+    monkeypatch.setattr(netcdf, "_tried", {})
+    monkeypatch.setattr(netcdf, "APART", "import os; os.abort()")
+    with pytest.raises(InputError, match="the HDF5 library crashed on it"):
+        netcdf.loads(foreign)
+
+
+def test_a_file_without_a_checksum_is_tried_once(foreign, monkeypatch) -> None:
+    monkeypatch.setattr(netcdf, "_tried", {})
+    first = netcdf.loads(foreign)
+    monkeypatch.setattr(netcdf, "APART", "raise SystemExit(7)")
+    assert netcdf.loads(foreign).identical(first)
+    with pytest.raises(InputError, match="crashed on it"):
+        netcdf.loads(foreign + b" ")

@@ -25,6 +25,7 @@ FLOORS = """
     0.15 maps
     0.16 sections
     0.2  claims config schemes verdicts newton
+    0.25 footprint
     1    units noise moments interactions
     1.05 gram
     1.1  backends rejection

@@ -252,6 +252,7 @@ def main(task: str, folder: str) -> None:
     parallel.set_threads(1)
     Path(folder, f"{communicator.rank}.pid").write_text(str(os.getpid()))
     with mpi.guarded(communicator):
+        assert (communicator.place, communicator.neighbours) == (communicator.rank, communicator.size)
         for name, dtype in CASES if task == "cases" else [("kernel", "float64")]:
             run(Path(folder), name, dtype, communicator, **({} if task == "cases" else RESTART))
 

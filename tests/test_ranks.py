@@ -355,12 +355,12 @@ def test_what_cannot_be_spread_is_refused():
     with pytest.raises(InputError, match="only the risk of a network is spread .* Potential"):
         spread.rows(langevin, small.cloud(flow, 5000), Alone())
     with mock.patch.object(backends, "get", lambda name: None):
-        with pytest.raises(InputError, match="'cuda' works on whole clouds, .* --backend cpu"):
-            backends.shared("cuda", Share(Alone(), (0, 5000), 4096))
+        with pytest.raises(InputError, match="'keops' works on whole clouds, .* --backend cpu"):
+            backends.shared("keops", Share(Alone(), (0, 5000), 4096))
 
 
 def test_grains_are_what_compiled_code_sums_in_one_piece():
-    assert backends.grain("numpy", 3) == ranks.GRAIN
+    assert backends.grain("numpy", 3) == backends.grain("cuda", 3) == ranks.GRAIN
     assert [backends.grain("cpu", n) for n in (1, 12, 200, 5000)] == [65536, 8192, 4096, 8192]
 
 

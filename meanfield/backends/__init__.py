@@ -10,6 +10,7 @@ if it may be unable to run, a function `unavailable` that says why) and name it 
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -180,33 +181,58 @@ def choose(n: int, m: int) -> Choice:
     return Choice("cpu", f"n m = {work:,} is at least {COMPILED_WORK:,}")
 
 
-SPREAD = ("numpy", "cpu")  # backends whose sums run over all ranks
+SPREAD = ("numpy", "cpu", "cuda")  # backends whose sums run over all ranks
+SUMS = ("predict", "measure", "kick", "midpoint_kick", "roughness", "move", "descend")
+ARRAYS = ("pullback", "asarray", "asnumpy")  # what else takes or gives a backend's own arrays
 
 
 @functools.lru_cache(maxsize=32)
 def shared(name: str, share: Share) -> Backend:
     """Return the backend of that name for arrays that are a rank's rows of larger ones: its sums are over all ranks.
 
+    A backend with devices takes one for this rank; all ranks have to ask at once, the first time.
+
     Raises
     ------
     InputError
-        If the backend is one that cannot.
+        If the backend is one that cannot; on all ranks, if one of them has no device.
     """
-    backend = get(name)
+    if name == "cuda":
+        backend = import_module(MODULES[name]).of_rank(share.communicator)
+    else:
+        backend = get(name)
     if name not in SPREAD:
         raise InputError(f"the backend '{name}' works on whole clouds, which ranks cannot share; type --backend cpu")
+    return around(backend, lambda: parallel.sharing(share), SUMS)
+
+
+def around(
+    backend: Backend, surroundings: Callable[[], AbstractContextManager[Any]], fields: tuple[str, ...]
+) -> Backend:
+    """Return a backend some of whose functions run inside of what `surroundings` makes for each call."""
 
     def within(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with parallel.sharing(share):
+            with surroundings():
                 return function(*args, **kwargs)
 
-        return wrapped
+        return functools.update_wrapper(wrapped, function)
 
-    sums = ("predict", "measure", "kick", "midpoint_kick", "roughness", "move", "descend")
-    changed: dict[str, Any] = {field: within(getattr(backend, field)) for field in sums}
+    changed: dict[str, Any] = {field: within(getattr(backend, field)) for field in fields}
     return backend._replace(**changed)
+
+
+def settle(place: int) -> None:
+    """Say which place this process has among those of its machine; it takes the device of that number."""
+    import_module("meanfield.backends.cuda_devices").settle(place)
+
+
+def devices(name: str, share: Share | None) -> list[str]:
+    """Return which device each rank works on, a line a rank: nothing where there are no ranks or no devices."""
+    if name != "cuda" or share is None:
+        return []
+    found = import_module("meanfield.backends.cuda_devices").seats(share.communicator)
+    return [f"rank {rank}: device {seat.number}, {seat.name}" for rank, seat in enumerate(found)]
 
 
 def grain(name: str, n: int) -> int:

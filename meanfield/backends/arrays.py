@@ -1,7 +1,9 @@
 """Measurements and accounts over chunks of particles, for arrays of any kind that follow numpy's dispatch protocols.
 
 Each function adds up the sums of `blocks` over the chunks of a `Frame` in a dyadic tree and returns arrays of the
-frame's own kind, so that a backend transfers once, at the end. What they mean is said in `reference`.
+frame's own kind, so that a backend transfers once, at the end. All of them are linear in the particles: where ranks
+hold a cloud together, theirs are added up, and `measured` takes what is not linear from the whole cloud's. What they
+mean is said in `reference`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from meanfield.backends import blocks
+from meanfield.backends import Measurement, blocks
 from meanfield.parallel import DyadicSum
 from meanfield.units import Activation
 
@@ -17,7 +19,7 @@ Array = Any
 
 
 class Frame(NamedTuple):
-    """A cloud, its inputs, and how it is cut: `masses` maps a chunk to its masses, `mass_square` is sum_j w_j^2."""
+    """A cloud, its inputs, and how it is cut: `masses` maps a chunk to its masses."""
 
     activation: Activation
     x: Array
@@ -25,7 +27,6 @@ class Frame(NamedTuple):
     reference: Array | None
     chunks: Sequence[slice]
     masses: Callable[[slice], Array]
-    mass_square: Any
 
     def block(self, part: slice) -> blocks.Block:
         """Return the activations of a chunk of the cloud."""
@@ -44,7 +45,7 @@ class Frame(NamedTuple):
 
 
 def measure(frame: Frame, train: str, gram: bool, variance: float | None) -> tuple:
-    """Return the fields of a `Measurement` in their order."""
+    """Return the sums that `measured` makes a `Measurement` of."""
     x = frame.x
     inner, norms = (x @ x.T).astype(np.float64), np.einsum("ij,ij->i", x, x)
 
@@ -59,14 +60,22 @@ def measure(frame: Frame, train: str, gram: bool, variance: float | None) -> tup
             sums += blocks.second_moment(here, there, mass, norms, train, variance)
         return sums
 
-    sums = list(frame.total(part_sum))
+    return frame.total(part_sum)
+
+
+def measured(found: tuple, gram: bool, mass_square: float | None) -> Measurement:
+    """Return the measurement that the sums of `measure` over a whole cloud tell, as numpy arrays.
+
+    `mass_square` is sum_j w_j^2, for the covariance of the mean; None where the generator was not measured.
+    """
+    sums = list(found)
     covariance = None
-    if variance is not None:
+    if mass_square is not None:
         mean, square = sums.pop(), sums.pop()
-        covariance = square - frame.mass_square * np.outer(mean, mean)
+        covariance = square - mass_square * np.outer(mean, mean)
     h = sums.pop() if gram else None
     psi, laplacian, pull, psi_reference, laplacian_reference, pull_reference, gap = sums
-    return psi, psi_reference, laplacian, laplacian_reference, pull, pull_reference, gap, h, covariance
+    return Measurement(psi, psi_reference, laplacian, laplacian_reference, pull, pull_reference, gap, h, covariance)
 
 
 def kick_account(frame: Frame, b: Array, at: Array, c: Array, eps: float, train: str) -> tuple:

@@ -15,13 +15,20 @@ them, but a step's noise is named by its number, an argument that a captured gra
 Sums are formed in a fixed order and two runs give equal bits. The noise, and with it the coupled reference, is equal
 to that of other backends to the last bit; kicks differ from theirs by rounding. Arrays that cannot be written
 to (such as a risk's inputs and a cloud's weights) are uploaded once and remembered; others at every call.
+
+Where ranks hold a cloud together each has a GPU of its own (`of_rank`). What a rank's rows sum to, n or n^2 numbers,
+comes to the host and is added up over the ranks in a fixed tree: equal numbers of ranks give equal bits, others differ
+by rounding.
 """
 
-import importlib.util
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from meanfield.backends import Backend, Measurement, Moved, arrays
+from meanfield import parallel
+from meanfield.backends import ARRAYS, SUMS, Backend, Measurement, Moved, around, arrays
+from meanfield.backends.cuda_devices import own, seats, unavailable
 from meanfield.backends.cuda_source import Launch, launch
 from meanfield.backends.cuda_steps import BUDGET, LARGEST_CHUNK, STILL, Array, Steps
 from meanfield.errors import InputError
@@ -30,7 +37,6 @@ from meanfield.units import Activation
 
 def _frame(on: Steps, activation: Activation, x: Array, z: Array, reference: Any, weights: Any) -> arrays.Frame:
     numbers = 16 * len(x) + 6 * z.shape[1]
-    square = 1.0 / len(z) if weights is None else float(weights @ weights)
     weights = None if weights is None else on.upload(weights, z.dtype)
     return arrays.Frame(
         activation=on.on_device(activation),
@@ -39,8 +45,12 @@ def _frame(on: Steps, activation: Activation, x: Array, z: Array, reference: Any
         reference=None if reference is None else on.asarray(reference),
         chunks=list(on.chunks(z, numbers, LARGEST_CHUNK)),
         masses=lambda part: on.masses(weights, part, z),
-        mass_square=square,
     )
+
+
+def _summed(on: Steps, work: Callable[[], tuple]) -> tuple:
+    """Return the sums that `work` forms on the device, on the host: over the particles of all ranks."""
+    return parallel.sum_ranks(lambda: tuple(on.asnumpy(value) for value in work()))
 
 
 def measure(
@@ -56,17 +66,28 @@ def measure(
     variance: float | None = None,
 ) -> Measurement:
     """Return the sums that residual, Gram matrix and generator need; see `reference.measure`."""
-    z, x = on.asarray(z), on.upload(x, z.dtype)
-    frame = _frame(on, activation, x, z, reference, weights)
-    found = arrays.measure(frame, train, gram, None if variance is None else float(variance))
-    host: list[Any] = [None if value is None else on.asnumpy(value) for value in found]
-    return Measurement(*host)
+    s2 = None if variance is None else float(variance)
+
+    def here() -> tuple:
+        cloud = on.asarray(z)
+        frame = _frame(on, activation, on.upload(x, cloud.dtype), cloud, reference, weights)
+        return arrays.measure(frame, train, gram, s2)
+
+    square = 1.0 / parallel.total(len(z)) if weights is None else float(weights @ weights)
+    return arrays.measured(_summed(on, here), gram, None if s2 is None else square)
 
 
-def _moved(on: Steps, z: Array, sums: tuple) -> Moved:
-    speed, pull, rest, *pushes = sums
-    means = on.asnumpy(on.xp.stack([speed, pull, rest]))
-    return Moved(z, float(means[0]), float(means[1]), float(means[2]), *(on.asnumpy(push) for push in pushes))
+def _moved(on: Steps, work: Callable[[], tuple[Array, tuple]]) -> Moved:
+    """Return what a kick did; `work` gives the particles of this rank and the sums that the account wants of them."""
+    moved: list[Array] = []
+
+    def here() -> tuple:
+        z, (*means, first, second, third) = work()
+        moved.append(z)
+        return on.xp.stack(means), first, second, third
+
+    (speed, pull, rest), *pushes = _summed(on, here)
+    return Moved(moved[0], float(speed), float(pull), float(rest), *pushes)
 
 
 def kick(
@@ -84,17 +105,21 @@ def kick(
     at: Array | None = None,
 ) -> Moved:
     """Return T(z) = z + eps b(z) and the means that the account wants; see `reference.kick`."""
-    z, eps = on.asarray(z), float(eps)
+    eps = float(eps)
     if at is None and not account:
         return Moved(on.move(activation, x, z, None, c, STILL._replace(before=eps), train)[0])
-    at = z if at is None else on.asarray(at)
-    b = on.pullback(activation, x, at, c, train)
-    moved = z + z.dtype.type(eps) * b
-    if not account:
-        return Moved(moved)
-    x, c = on.upload(x, z.dtype), on.upload(c, z.dtype)
-    frame = _frame(on, activation, x, z, reference, weights)
-    return _moved(on, moved, arrays.kick_account(frame, b, at, c, eps, train))
+
+    def work() -> tuple[Array, tuple]:
+        cloud = on.asarray(z)
+        points, kind = cloud if at is None else on.asarray(at), cloud.dtype
+        b = on.pullback(activation, x, points, c, train)
+        moved = cloud + kind.type(eps) * b
+        if not account:
+            return moved, ()
+        frame = _frame(on, activation, on.upload(x, kind), cloud, reference, weights)
+        return moved, arrays.kick_account(frame, b, points, on.upload(c, kind), eps, train)
+
+    return _moved(on, work) if account else Moved(work()[0])
 
 
 def midpoint_kick(
@@ -112,28 +137,36 @@ def midpoint_kick(
     variance: float = 1.0,
 ) -> Moved:
     """Return z + eps b(z + eps b(z) / 2) and the means that the account wants; see `reference.midpoint_kick`."""
-    z, eps = on.asarray(z), float(eps)
-    b = on.pullback(activation, x, z, c, train)
-    middle = z + z.dtype.type(0.5 * eps) * b
-    b_mid = on.pullback(activation, x, middle, c, train)
-    moved = z + z.dtype.type(eps) * b_mid
-    if not account:
-        return Moved(moved)
-    x, c = on.upload(x, z.dtype), on.upload(c, z.dtype)
-    frame = _frame(on, activation, x, z, reference, weights)
-    sums = arrays.midpoint_account(frame, b, middle, b_mid, c, eps, train, float(variance))
-    return _moved(on, moved, sums)
+    eps = float(eps)
+
+    def work() -> tuple[Array, tuple]:
+        cloud = on.asarray(z)
+        kind = cloud.dtype
+        b = on.pullback(activation, x, cloud, c, train)
+        middle = cloud + kind.type(0.5 * eps) * b
+        b_mid = on.pullback(activation, x, middle, c, train)
+        moved = cloud + kind.type(eps) * b_mid
+        if not account:
+            return moved, ()
+        frame = _frame(on, activation, on.upload(x, kind), cloud, reference, weights)
+        sums = arrays.midpoint_account(frame, b, middle, b_mid, on.upload(c, kind), eps, train, float(variance))
+        return moved, sums
+
+    return _moved(on, work) if account else Moved(work()[0])
 
 
 def roughness(
     on: Steps, activation: Activation, x: Any, z: Array, weights: Any, c: Any, train: str = "both"
 ) -> tuple[float, float, float]:
     """Return the means of |grad phi|^2, |grad^2 phi|^2 and |grad^3 phi|^2; see `reference.roughness`."""
-    z = on.asarray(z)
-    b = on.pullback(activation, x, z, c, train)
-    x, c = on.upload(x, z.dtype), on.upload(c, z.dtype)
-    sums = arrays.roughness(_frame(on, activation, x, z, None, weights), b, c, train)
-    first, second, third = on.asnumpy(on.xp.stack(sums))
+
+    def here() -> tuple:
+        cloud = on.asarray(z)
+        b = on.pullback(activation, x, cloud, c, train)
+        frame = _frame(on, activation, on.upload(x, cloud.dtype), cloud, None, weights)
+        return (on.xp.stack(arrays.roughness(frame, b, on.upload(c, cloud.dtype), train)),)
+
+    ((first, second, third),) = _summed(on, here)
     return float(first), float(second), float(third)
 
 
@@ -155,20 +188,24 @@ def make(xp: Any, start: Launch, budget: int = BUDGET) -> Backend:
     )
 
 
-def unavailable() -> str:
-    """Return why this backend cannot run here, as a sentence with what to do; empty where it can."""
-    advice = 'Install CuPy on a machine with an NVIDIA GPU: pip install "meanfield-nn[gpu]".'
-    if importlib.util.find_spec("cupy") is None:
-        return f"CuPy is not installed. {advice}"
-    try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({(str(error).strip() or 'no reason given').splitlines()[0]}). {advice}"
-    try:
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"No GPU can be used ({error})."
-    return "" if devices else "No GPU is there."
+@functools.lru_cache(maxsize=8)
+def of_rank(communicator: Any) -> Backend:
+    """Return the backend on the GPU of this rank of a `Communicator`; all ranks ask at once, the first time.
+
+    Raises
+    ------
+    InputError
+        On all ranks, if one of them has no GPU.
+    """
+    return _on_device(seats(communicator)[communicator.rank].number)
+
+
+def _on_device(number: int | None) -> Backend:
+    """Return the backend on a GPU, which every call makes current, for that is a matter of threads; None: as it is."""
+    import cupy
+
+    made = make(cupy, launch)
+    return made if number is None else around(made, partial(cupy.cuda.Device, number), (*SUMS, *ARRAYS))
 
 
 def __getattr__(name: str) -> Backend:
@@ -184,7 +221,5 @@ def __getattr__(name: str) -> Backend:
     reason = unavailable()
     if reason:
         raise InputError(f"the backend 'cuda' cannot run here. {reason}")
-    import cupy
-
-    globals()["BACKEND"] = made = make(cupy, launch)
+    globals()["BACKEND"] = made = _on_device(own())
     return made

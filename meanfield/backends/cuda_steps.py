@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from meanfield import parallel
 from meanfield.backends import Motion, Particles
 from meanfield.backends.cuda_source import PARTICLES, SAMPLES, SMALL_D, Launch, instance
 from meanfield.errors import InputError
@@ -45,8 +46,8 @@ class Steps:
     # Arrays -----------------------------------------------------------------------------------------------------
 
     def asarray(self, array: Any) -> Array:
-        """Return the array on the device, its rows one after another."""
-        return self.xp.ascontiguousarray(array)
+        """Return the array on the device, its rows one after another; one that is there already is not copied."""
+        return self.xp.ascontiguousarray(self.xp.asarray(array))
 
     def asnumpy(self, array: Array) -> np.ndarray:
         """Return the array on the host."""
@@ -67,9 +68,9 @@ class Steps:
         return found
 
     def masses(self, weights: Array | None, part: slice, z: Array) -> Array:
-        """Return the masses of a chunk of the cloud z, shape (B,)."""
+        """Return the masses of a chunk of the particles z, shape (B,)."""
         if weights is None:
-            return self.xp.full(part.stop - part.start, 1.0 / len(z), z.dtype)
+            return self.xp.full(part.stop - part.start, 1.0 / parallel.total(len(z)), z.dtype)
         return weights[part]
 
     def chunks(self, z: Array, numbers: int, largest: int = 1 << 30) -> Iterator[slice]:
@@ -101,10 +102,10 @@ class Steps:
 
     def predict(self, activation: Activation, x: Any, z: Array, weights: Any = None) -> np.ndarray:
         """Return sum_j w_j psi_i(z_j), shape (n,); see `reference.predict`. O(n d) a particle."""
-        return self.asnumpy(self._psi(activation, x, z, None, weights))
+        return parallel.sum_ranks(lambda: self.asnumpy(self._psi(activation, x, z, None, weights)))
 
     def _psi(self, activation: Activation, x: Any, z: Array, reference: Array | None, weights: Any) -> Array:
-        """Return sum_j w_j (psi_i(z_j) - psi_i(zbar_j)) on the device, float64."""
+        """Return sum_j w_j (psi_i(z_j) - psi_i(zbar_j)) over the particles at hand on the device, float64."""
         z, x = self.asarray(z), self.upload(x, z.dtype)
         reference = None if reference is None else self.asarray(reference)
         weights = None if weights is None else self.upload(weights, z.dtype)
@@ -121,7 +122,7 @@ class Steps:
         self.start(
             instance("predict", z.dtype, activation.name, width - 1), (rows, across), (threads,),
             (x, z, NOWHERE if reference is None else reference, NOWHERE if weights is None else weights,
-             z.dtype.type(1.0 / m),
+             z.dtype.type(1.0 / parallel.total(m)),
              np.int64(m), np.int64(n), np.int64(per), partial),
             PARTICLES * width * z.dtype.itemsize,
         )  # fmt: skip
@@ -169,7 +170,7 @@ class Steps:
         mass = NOWHERE if weights is None else weights[part]
         self.start(
             instance("values", kind, activation.name), (rows, _up(n, THREADS)), (THREADS,),
-            (w, z, mass, kind.type(1.0 / m), kind.type(sign),
+            (w, z, mass, kind.type(1.0 / parallel.total(m)), kind.type(sign),
              np.int64(count), np.int64(n), np.int64(width), np.int64(per), partial),
             0,
         )  # fmt: skip
@@ -203,6 +204,9 @@ class Steps:
         there, far = out or (self.xp.empty_like(z), None if reference is None else self.xp.empty_like(z))
         way = self._move_fused if self._fused(activation, x) else self._move_products
         way(activation, x, z, reference, c, motion, train, there, far, keep)
+        if motion.seen is not None:
+            looks = [self.xp.all(self.xp.isfinite(there[part])) for part in self.chunks(there, there.shape[1])]
+            motion.seen(all(bool(look) for look in looks))
         return there, far
 
     def _move_fused(
@@ -218,7 +222,7 @@ class Steps:
             (x, c, z, NOWHERE if none else reference, there, NOWHERE if none else far,
              np.int64(m), np.int64(len(x)), np.int32(keep),
              kind(motion.before), kind(motion.decay), kind(motion.sigma), kind(motion.after),
-             np.int32(MASKS[train]), *_name(motion)),
+             np.int32(MASKS[train]), np.uint32(motion.first), *_name(motion)),
             shared,
         )  # fmt: skip
 
@@ -235,11 +239,11 @@ class Steps:
             here, shadow = z[part], None if reference is None else reference[part]
             target, shadow_target = there[part], None if far is None else far[part]
             b = self._field(activation, padded, here, c, train, work) if motion.before else None
-            first = motion._replace(after=0.0)
-            self._channel(here, b, shadow, target, shadow_target, first, train, part.start, keep)
+            own = motion._replace(after=0.0, first=motion.first + part.start)
+            self._channel(here, b, shadow, target, shadow_target, own, train, keep)
             if motion.after:
                 b = self._field(activation, padded, target, c, train, work)
-                self._channel(target, b, None, target, None, STILL._replace(before=motion.after), train, part.start)
+                self._channel(target, b, None, target, None, STILL._replace(before=motion.after), train)
 
     def _field(
         self, activation: Activation, padded: Array, z: Array, c: Array, train: str, work: list[Array]
@@ -265,7 +269,7 @@ class Steps:
 
     def _channel(
         self, z: Array, b: tuple[Array, Array] | None, reference: Array | None, out: Array, far: Array | None,
-        motion: Motion, train: str, first: int, keep: bool = True,
+        motion: Motion, train: str, keep: bool = True,
     ) -> None:  # fmt: skip
         (rows, width), kind = z.shape, z.dtype.type
         none = reference is None
@@ -275,7 +279,7 @@ class Steps:
             (z, *(b or (NOWHERE, NOWHERE)), NOWHERE if none else reference, out, NOWHERE if none else far,
              np.int64(rows), np.int64(width), np.int32(keep),
              kind(motion.before), kind(motion.decay), kind(motion.sigma),
-             np.int32(MASKS[train]), np.uint32(first), *_name(motion)),
+             np.int32(MASKS[train]), np.uint32(motion.first), *_name(motion)),
             0,
         )  # fmt: skip
 
@@ -293,8 +297,16 @@ class Steps:
         centred: bool = False,
         out: Particles | None = None,
     ) -> Particles:
-        """Return cloud and reference after an explicit step; `coefficients` maps device arrays to device arrays."""
-        psi = self._psi(activation, x, z, reference if centred else None, weights)
+        """Return cloud and reference after an explicit step; `coefficients` maps device arrays to device arrays.
+
+        Where ranks hold the cloud together, psi goes through the host and their sum comes back.
+        """
+
+        def here() -> Array:
+            return self._psi(activation, x, z, reference if centred else None, weights)
+
+        alone = parallel.held() is None
+        psi = here() if alone else self.asarray(parallel.sum_ranks(lambda: self.asnumpy(here())))
         return self.move(activation, x, z, reference, coefficients(psi), motion, train, out=out)
 
     def pullback(self, activation: Activation, x: Any, z: Array, c: Any, train: str = "both") -> Array:

@@ -430,9 +430,10 @@ template <class T, int d, bool load> __device__ inline void exchange(T* memory, 
 }
 
 // Kick of length `before`, channel, kick of length `after`, for cloud and reference; out may be z, far reference.
+// `number` is that of the first particle in the whole cloud, of which z may be some rows: it names the noise.
 template <class T, class H, int d>
 __global__ void move(const T* x, const double* c, T* z, T* reference, T* out, T* far, i64 m, i64 n, int keep, T before,
-                     T decay, T sigma, T after, int train, u64 seed, u32 step, u32 last) {
+                     T decay, T sigma, T after, int train, u32 number, u64 seed, u32 step, u32 last) {
     extern __shared__ double scratch[];
     const int stride = blockDim.x + 1, per = Format<T>::per_block, p = threadIdx.x;
     T *here = (T*)scratch, *there = here + (d + 1) * stride, *tile = there + (d + 1) * stride;
@@ -451,7 +452,7 @@ __global__ void move(const T* x, const double* c, T* z, T* reference, T* out, T*
         for (int block = threadIdx.y; block * per <= d; block += blockDim.y) {
             T xi[per];
             for (int e = 0; e < per; ++e) xi[e] = 0;
-            if (sigma != 0) draw(name, (u32)(first + p), (u32)block, xi);
+            if (sigma != 0) draw(name, number + (u32)(first + p), (u32)block, xi);
             for (int e = 0; e < per; ++e) {
                 const int k = block * per + e, at = k * stride + p;
                 if (k > d || !moves(train, k == d)) continue;

@@ -91,12 +91,11 @@ class Fuzzer:
         name, read, _ = TARGETS[self.target]
         path = self.folder / "data" / name
         path.write_bytes(raw)
-        meant = path.with_suffix(".meant")
-        meant.touch() if self.meant(raw) else meant.unlink(missing_ok=True)
-        place = self.folder / "data"
+        meant, place = path.with_suffix(".meant"), self.folder / "data"
         try:
             with within(SECONDS), warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
+                meant.touch() if self.meant(raw) else meant.unlink(missing_ok=True)
                 given = place / name if self.target != "labels" else place / "hostile-images-idx3-ubyte.gz"
                 self.outcomes[read(given, self.folder, choice)] += 1
             if hasattr(builtins, "meanfield_was_hacked"):
@@ -124,7 +123,11 @@ class Fuzzer:
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
     """Small budgets, so that what goes beyond them is seen soon."""
-    with mock.patch.object(readers, "BUDGET", BUDGET), mock.patch.object(netcdf, "SPARE", BUDGET // 4):
+    with (
+        mock.patch.object(readers, "BUDGET", BUDGET),
+        mock.patch.object(netcdf, "SPARE", BUDGET // 4),
+        mock.patch.object(netcdf, "SECONDS", 10),
+    ):
         yield
 
 
