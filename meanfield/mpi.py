@@ -82,6 +82,7 @@ class Mpi:
         """Return the largest of the values of all ranks, on all ranks."""
         from mpi4py import MPI
 
+        self.world.Iprobe()  # a rank on its own sends nothing, and would not notice that its mpirun is gone
         return float(self.world.allreduce(float(value), MPI.MAX))
 
     def _checked(self, message: tuple[int, Any], source: int) -> Any:

@@ -205,11 +205,14 @@ def read_npz(path: Path, folder: Path | None = None) -> dict[str, Array]:
 def write_clouds(path: Path, clouds: Sequence[Cloud]) -> None:
     """Write replicates to an npz file, atomically; each rank its rows, where ranks hold them together."""
     arrays, share = pack_clouds(clouds), clouds[0].share
-    if share is None:
+    if share is not None:
+        arrays = write_rows(path.parent, path.stem, arrays, share)
+
+    def write() -> None:
         write_npz(path, arrays)
-        return
-    head = write_rows(path.parent, path.stem, arrays, share)
-    ranks.on_first(share.communicator, lambda: write_npz(path, head))
+        _clear_rows(path.stem, path)  # of a run that was killed here, on another number of ranks
+
+    write() if share is None else ranks.on_first(share.communicator, write)
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def write_checkpoint(directory: Path, clouds: Sequence[Cloud], records: dict[str
             with said(path):
                 os.replace(path, directory / PREVIOUS)
         write_npz(path, arrays)
-        _clear_rows(directory)
+        _clear_rows(f"{path.stem}.*", path, directory / PREVIOUS)
 
     write() if share is None else ranks.on_first(share.communicator, write)
 
@@ -346,13 +349,13 @@ def read_rows(path: Path, share: Share | None = None, folder: Path | None = None
     return arrays | {key: np.concatenate(parts) for key, parts in found.items()}
 
 
-def _clear_rows(directory: Path) -> None:
-    """Remove rows that belong to no checkpoint any more."""
-    stem = CHECKPOINT.removesuffix(".npz")
-    files = set(directory.glob(f"{stem}.*.rows*.npz"))
-    for path in (directory / CHECKPOINT, directory / PREVIOUS) if files else ():
+def _clear_rows(stem: str, *heads: Path) -> None:
+    """Remove rows that belong to none of the files that may have some, and what was half written of them."""
+    files = set(heads[0].parent.glob(f"{stem}.rows*"))
+    for path in heads if files else ():
         with contextlib.suppress(InputError):
-            files -= {directory / str(name) for name in (read_npz(path).get("rows.files", ()) if path.exists() else ())}
+            names = read_npz(path).get("rows.files", ()) if path.exists() else ()
+            files -= {path.with_name(str(name)) for name in names}
     for path in files:
         path.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import small
-from campaigns import faults
+from campaigns import faults, looks
 from test_resume import assert_equal_bits
 
 from meanfield import locks, netcdf, store
@@ -51,7 +51,7 @@ def copy(finished, tmp_path) -> Path:
 
 def test_kills_signals_damage_and_full_disks() -> None:
     """The campaign of docs/robustness.md, a few of each."""
-    counts, rng = faults.Counts(), np.random.default_rng(1)
+    counts, rng = looks.Counts(), np.random.default_rng(1)
     with faults.quiet():
         faults.kills(faults.Case("kernel", m=128, length=0.4), 3, rng, counts, in_one=3)
         faults.damage(faults.Case("euler", "float32", m=64, length=0.2), 6, rng, counts)
@@ -64,12 +64,19 @@ def test_kills_signals_damage_and_full_disks() -> None:
     )
 
 
+def test_kills_under_mpirun_are_refused_where_there_is_none(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(faults.launch, "MISSING", True)
+    with pytest.raises(SystemExit):
+        faults.main(["--mpi-kills", "4"])
+    assert 'mpirun is missing: pip install "meanfield-nn[mpi]"' in capsys.readouterr().err
+
+
 def test_a_difference_would_be_seen(finished) -> None:
     """What the campaign compares with: it is not satisfied by everything."""
     other = run(None, flow=small.flow("exponential", 0.02, seed=1))
-    wrong = faults.differences(finished[1], other)
+    wrong = looks.differences(finished[1], other)
     assert {"loss", "prediction", "cloud0.z"} <= set(wrong)
-    assert faults.differences(finished[1], load(finished[0])) == []
+    assert looks.differences(finished[1], load(finished[0])) == []
 
 
 # --- two at a time

@@ -1,8 +1,6 @@
 """Runs under a real mpirun: equal bits for any number of ranks, restarts on others, sweeps, and errors told once."""
 
-import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_ranks
+from campaigns import looks, runs
+from campaigns import ranks as campaign
+from campaigns.launch import MISSING, WHY, environment, line
 from test_resume import assert_equal_bits
 
 from meanfield import cli, experiment, mpi, parallel, store
@@ -20,10 +21,7 @@ from meanfield.planning import Record
 from meanfield.results import Run
 from meanfield.simulate import load
 
-BESIDE = Path(sys.executable).with_name("mpirun")
-MPIRUN = str(BESIDE) if BESIDE.exists() else shutil.which("mpirun")
-MISSING = MPIRUN is None or importlib.util.find_spec("mpi4py") is None
-needs_mpi = pytest.mark.skipif(MISSING, reason='mpi4py or mpirun is missing: pip install "meanfield-nn[mpi]"')
+needs_mpi = pytest.mark.skipif(MISSING, reason=WHY)
 
 CONFIG = """
 [data]
@@ -45,23 +43,6 @@ observables = ["loss", "kl_account"]
 bounds_every = 1
 """
 CASES = [(name, dtype) for name in test_ranks.MAIN for dtype in ("float64", "float32")]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """An environment in which Open MPI starts any number of ranks on any machine, as whoever runs the tests."""
-    ours = {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    return {**os.environ, **ours, **more}
-
-
-def line(ranks: int, *words: object) -> list[str]:
-    start = [str(MPIRUN), "-n", str(ranks), "--oversubscribe"] if ranks else []
-    return [*start, sys.executable, *map(str, words)]
 
 
 def start(ranks: int, *words: object, expect: int = 0, **more: str) -> subprocess.CompletedProcess:
@@ -131,15 +112,36 @@ def test_a_signal_to_one_rank_stops_all_with_their_state(tmp_path):
     assert load(place).clouds[0].m == 13_000
 
 
+@needs_mpi
+def test_kills_of_ranks_and_of_mpirun():
+    """The campaign of docs/robustness.md, one of its kills."""
+    counts = looks.Counts()
+    campaign.kills(runs.Case("euler", m=8_200, length=0.2, n=36), 1, np.random.default_rng(3), counts)
+    assert counts.wrong == [] and sum(counts.by_case.values()) == 1
+    assert counts.seen["finished with equal bits after nothing, under mpirun"] == 1
+
+
+@needs_mpi
+def test_a_rank_on_its_own_ends_when_its_mpirun_is_killed(tmp_path, monkeypatch):
+    """It went on to the end of the run, and held its directory: it had nobody to hear of it from."""
+    monkeypatch.setattr(campaign, "SECONDS", 20)
+    long = runs.Case("euler", m=2_000, length=1000.0, n=36)
+    start = campaign.Start(long, tmp_path, tmp_path / "run", ranks=1, threads=1)
+    assert start.stopped(tmp_path / "run", (0, 0), delay=0.0, aimed=False)
+    start.strike("mpirun", signal.SIGKILL, np.random.default_rng(0))
+    assert start.end() == (-signal.SIGKILL, [])
+    assert looks.status(tmp_path / "run") == "running"
+
+
 def wait_for_ranks_to_end(out: Path) -> None:
     """Wait until no process works in a directory: ranks end a moment after their mpirun was killed."""
     deadline = clock.monotonic() + 30
     while clock.monotonic() < deadline:
-        lines = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
+        paths = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
         texts = []
-        for line in lines:
+        for path in paths:
             try:
-                texts.append(line.read_bytes().decode(errors="replace"))
+                texts.append(path.read_bytes().decode(errors="replace"))
             except OSError:
                 continue
         if not any(str(out) in text for text in texts):

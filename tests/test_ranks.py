@@ -256,6 +256,25 @@ def test_snapshots_are_written_by_all_and_read_whole(tmp_path):
     assert left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.parametrize("size", [3, 0])
+def test_rows_that_a_killed_run_left_behind_are_taken_away(tmp_path, size):
+    """Of another number of ranks, whole or half written: they lay there for ever."""
+    of_four = ("checkpoint.3.rows0-4096.npz.writing", "cloud_2.rows0-4096.npz", "cloud_2.rows4096-8192.npz.writing")
+    for name in of_four:
+        (tmp_path / name).write_bytes(b"half")
+
+    def write(communicator):
+        share = communicator and split(communicator, 13_000)
+        cloud = gaussian_cloud(13_000, d=3, share=share).replace(step=2)
+        store.write_clouds(tmp_path / "cloud_2.npz", [cloud])
+        store.write_checkpoint(tmp_path, [cloud], {}, {})
+
+    crew(size, write) if size else write(None)
+    assert not any((tmp_path / name).exists() for name in of_four)
+    assert len(list(tmp_path.glob("*.rows*"))) == 2 * size
+    assert store.read_rows(tmp_path / "cloud_2.npz")["cloud0.z"].shape == (13_000, 4)
+
+
 # Failures -------------------------------------------------------------------------------------------------------------
 
 

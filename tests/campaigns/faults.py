@@ -1,11 +1,11 @@
 """Kills, signals, damage and full disks, one after the other on real runs, each followed by going on and a comparison.
 
-    python -m tests.campaigns.faults --kills 208 --damage 300 --disks 24
+    python -m tests.campaigns.faults --kills 208 --mpi-kills 72 --damage 200 --disks 24
 
 A run is started in a process of its own. To kill it, it is first stopped (SIGSTOP), then looked at: the kill counts
 only if this process has written "running" into metadata.json, and lives. After the last kill the run is carried to its
 end, and records and clouds must have the bits of the run that was never stopped. Delays are drawn from --seed; where a
-delay hits depends on the machine, the result must not.
+delay hits depends on the machine, the result must not. `ranks` does it under mpirun.
 """
 
 import argparse
@@ -20,9 +20,7 @@ import sys
 import tempfile
 import time as clock
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +30,26 @@ from meanfield import recovery, store
 from meanfield.errors import InputError
 from meanfield.simulate import load
 
-from .runs import CASES, CLEAN, INTERRUPTED, REFUSED, Case, Shared, carry, differences, ended, started, status
-
-
-@dataclass
-class Counts:
-    """What happened, and every way in which it should not have."""
-
-    seen: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    by_case: dict[str, int] = field(default_factory=dict)
-
-    def check(self, right: bool, what: str) -> None:
-        if not right:
-            self.wrong.append(what)
-
+from . import launch, ranks
+from .looks import Counts, begun, compare, look, status, torn, written_at
+from .runs import CASES, CLEAN, INTERRUPTED, REFUSED, SPREAD, Case, Shared, carry, ended, repeated, started
 
 # --- kills and signals
 
 
-def written_at(directory: Path) -> tuple[int, int]:
-    """Which metadata.json lies there: every writing makes a new one."""
-    try:
-        found = (directory / store.METADATA).stat()
-    except OSError:
-        return 0, 0
-    return found.st_ino, found.st_mtime_ns
-
-
 def stopped(directory: Path, number: int, delay: float, before: tuple[int, int]) -> bool:
     """Stop a process some time after its run began; return whether it lives and the run is under way."""
-    deadline = clock.monotonic() + 60
-    while (written_at(directory) == before or status(directory) != "running") and clock.monotonic() < deadline:
-        if os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return False
-        clock.sleep(0.001)
+
+    def lives() -> bool:
+        return os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    if not begun(directory, before, lives):
+        return False
     clock.sleep(delay)
     os.kill(number, signal.SIGSTOP)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PID, number, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    alive = os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    return alive and status(directory) == "running"
+    return lives() and status(directory) == "running"
 
 
 def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Counts, threads: int) -> bool:
@@ -82,8 +59,7 @@ def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Coun
     number = started(lambda: carry(case, directory, written, threads))
     landed = stopped(directory, number, delay, before)
     if landed:
-        torn = any(path.name.endswith(store.WRITING) for path in directory.iterdir())
-        counts.seen["landed inside a write"] += torn
+        counts.seen["landed inside a write"] += torn(directory)
         os.kill(number, sent)
     with contextlib.suppress(ProcessLookupError):
         os.kill(number, signal.SIGCONT)
@@ -92,12 +68,7 @@ def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Coun
         counts.check(code == CLEAN, f"{case.name}: ended with {code}")
         counts.seen["came too late"] += 1
         return False
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = store.read_checkpoint(directory)
-    counts.check(not caught, f"{case.name}: {[str(w.message) for w in caught]}")
-    step = -1 if found is None else found[0][0].step
-    counts.check(step >= written.get(), f"{case.name}: step {written.get()} was kept, {step} is there")
+    look(case.name, directory, written.get(), counts)
     if sent == signal.SIGKILL:
         counts.check(code == -signal.SIGKILL, f"{case.name}: {code} after kill -9")
         counts.seen["kill -9 landed"] += 1
@@ -105,7 +76,7 @@ def kill_once(case: Case, directory: Path, delay: float, sent: int, counts: Coun
         counts.check(code in (INTERRUPTED, CLEAN), f"{case.name}: {code} after signal {sent}")
         counts.check(status(directory) in ("interrupted", "finished"), f"{case.name}: {status(directory)}")
         counts.seen[f"{signal.Signals(sent).name} landed"] += 1
-    counts.by_case[case.name] = counts.by_case.get(case.name, 0) + 1
+    counts.by_case[case.name] += 1
     return True
 
 
@@ -115,26 +86,19 @@ def kills(case: Case, count: int, rng: np.random.Generator, counts: Counts, in_o
         whole_time = clock.monotonic()
         whole = carry(case, Path(folder) / "whole")
         whole_time = clock.monotonic() - whole_time
-        left, trial = count, 0
-        while left > 0 and trial < 20 * count:
-            trial += 1
-            directory = Path(folder) / f"run{trial}"
-            for _ in range(min(in_one, left)):
-                sent = rng.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT])
-                delay = float(rng.uniform(0, 0.9 * whole_time / in_one))
-                left -= kill_once(case, directory, delay, int(sent), counts, 1 + trial % 2)
-            finish(case, directory, whole, counts, "kills")
+
+        def once(directory: Path, trial: int) -> bool:
+            sent = rng.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGINT])
+            delay = float(rng.uniform(0, 0.9 * whole_time / in_one))
+            return kill_once(case, directory, delay, int(sent), counts, 1 + trial % 2)
+
+        repeated(count, in_one, Path(folder), once, lambda place: finish(case, place, whole, counts, "kills"))
 
 
 def finish(case: Case, directory: Path, whole: Any, counts: Counts, after: str) -> None:
     """Carry a run to its end, and compare it, and what is read back, with the run that was never stopped."""
     done = carry(case, directory, threads=2)
-    for run in (done, load(directory)):
-        wrong = differences(run, whole)
-        counts.check(not wrong and run.status == "finished", f"{case.name}: after {after} {wrong} differ")
-    left = [path.name for path in directory.iterdir() if path.name.endswith(store.WRITING)]
-    counts.check(not left, f"{case.name}: {left} left behind")
-    counts.seen[f"finished with equal bits after {after}"] += not wrong
+    compare(case.name, directory, [done, load(directory)], whole, counts, after)
 
 
 # --- damage
@@ -265,22 +229,29 @@ def quiet() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=208, help="kills and signals that must land, over all cases")
-    parser.add_argument("--damage", type=int, default=300, help="runs of which files are damaged")
+    parser.add_argument(
+        "--mpi-kills", type=int, default=0, help="the same under mpirun -n 1, 2, 3; needs mpi4py (default 0)"
+    )
+    parser.add_argument("--damage", type=int, default=200, help="runs of which files are damaged")
     parser.add_argument("--disks", type=int, default=24, help="full disks, largest files, read-only file systems")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.mpi_kills and launch.MISSING:
+        parser.error(f"--mpi-kills {options.mpi_kills} came, and {launch.WHY}")
     rng, counts, begin = np.random.default_rng(options.seed), Counts(), clock.monotonic()
-    for k, case in enumerate(CASES if options.kills else []):
-        share = options.kills // len(CASES) + (k < options.kills % len(CASES))
-        with quiet():
-            kills(case, share, rng, counts)
-        print(f"{k + 1}/{len(CASES)} {case.name}: {counts.by_case.get(case.name, 0)} landed, "
-              f"{len(counts.wrong)} wrong, {clock.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
-    for part, count in ((damage, options.damage), (disks, options.disks)):
-        for case in (CASES[0], CASES[11]):
+    for name, part, cases, count in (
+        ("kills", kills, CASES, options.kills),
+        ("kills under mpirun", ranks.kills, SPREAD, options.mpi_kills),
+        ("damage", damage, (CASES[0], CASES[11]), options.damage),
+        ("disks", disks, (CASES[0], CASES[11]), options.disks),
+    ):
+        for k, case in enumerate(cases if count else []):
+            known = len(counts.wrong)
             with quiet():
-                part(case, count // 2, rng, counts)
-        print(f"{part.__name__}: {len(counts.wrong)} wrong, {clock.monotonic() - begin:.0f} s", flush=True)
+                part(case, count // len(cases) + (k < count % len(cases)), rng, counts)
+            print(f"{name} {k + 1}/{len(cases)}: {case.name}: {len(counts.wrong)} wrong, "
+                  f"{clock.monotonic() - begin:.0f} s", flush=True)  # fmt: skip
+            print("".join(f"    {wrong}\n" for wrong in counts.wrong[known:]), end="", flush=True)
     print(json.dumps({"seen": dict(sorted(counts.seen.items())), "kills by case": counts.by_case}, indent=1))
     print("\n".join(["", *counts.wrong, f"{len(counts.wrong)} wrong"]))
     return 1 if counts.wrong else 0

@@ -1,18 +1,16 @@
-"""The runs that the campaign of faults is made of: their configurations, their processes, and how they are compared."""
+"""The runs that the campaign of faults is made of: their configurations and their processes."""
 
+import contextlib
 import itertools
-import json
 import mmap
 import os
 import signal
 import struct
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from meanfield import config, experiment, parallel, store
 from meanfield.errors import InputError, Interrupted
@@ -33,6 +31,7 @@ class Case:
     more: tuple[tuple[str, str, Any], ...] = ()
     m: int = 768
     length: float = 1.0
+    n: int = 12
 
     @property
     def name(self) -> str:
@@ -44,7 +43,7 @@ class Case:
         flow = {"scheme": self.scheme, "lam": 0.05, "batch": self.batch}
         flow |= {"time": 2.0 * self.length} if kernel else {"eta": 0.008, "time": 0.4 * self.length}
         tree: dict[str, dict[str, Any]] = {
-            "data": {"source": "sphere", "n": 12, "d": 3, "teacher": "random"},
+            "data": {"source": "sphere", "n": self.n, "d": 3, "teacher": "random"},
             "network": {"alpha": 5.0},
             "cloud": {"m": self.m, "replicates": 2, "dtype": self.dtype, "backend": self.backend},
             "flow": flow,
@@ -63,24 +62,51 @@ CASES = [
     Case("kernel", backend="cpu", more=(("flow", "train", "u"),)),
 ]
 
+# Under mpirun: large enough for three ranks, whose rows are cut at multiples of 4,096 particles where n is above 32.
+SPREAD = [
+    Case(*kind, m=12_500, length=0.6, n=36)
+    for kind in (
+        ("euler", "float64", "numpy"),
+        ("euler", "float32", "cpu"),
+        ("euler", "float32", "numpy", 7),
+        ("exponential", "float64", "cpu", 7),
+        ("exponential", "float32", "numpy"),
+        ("kernel", "float64", "cpu"),
+        ("kernel", "float32", "numpy"),
+        ("kernel2", "float64", "numpy"),
+        ("kernel2", "float32", "cpu"),
+    )
+]
+
 
 class Shared:
-    """One integer that a process and its parent see: the step of the last checkpoint that was written."""
+    """One integer that processes see, in memory or in a file: the step of the last checkpoint written, -1 before."""
 
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, 8)
-        self.put(-1)
+    def __init__(self, path: Path | None = None) -> None:
+        if path is None:
+            self.memory = mmap.mmap(-1, 8)
+            return
+        with open(path, "a+b") as handle:
+            handle.truncate(8)  # zeros, where it is new
+            self.memory = mmap.mmap(handle.fileno(), 8)
 
     def put(self, value: int) -> None:
-        self.memory[:8] = struct.pack("q", value)
+        self.memory[:8] = struct.pack("q", value + 1)
 
     def get(self) -> int:
-        return int(struct.unpack("q", self.memory[:8])[0])
+        return int(struct.unpack("q", self.memory[:8])[0]) - 1
 
 
 def carry(case: Case, directory: Path, written: Shared | None = None, threads: int = 1) -> Any:
     """Run a case in a directory, or go on with it; `written` is told of every checkpoint once it is there."""
     parallel.set_threads(threads)
+    with telling(written):
+        return experiment.carry(case.configuration(), directory, quiet=True)
+
+
+@contextlib.contextmanager
+def telling(written: Shared | None) -> Iterator[None]:
+    """Tell of every checkpoint that is written here once it is there."""
     keep = store.write_checkpoint
 
     def tell(place: Path, clouds: Any, records: Any, state: Any) -> None:
@@ -90,9 +116,22 @@ def carry(case: Case, directory: Path, written: Shared | None = None, threads: i
 
     store.write_checkpoint = tell
     try:
-        return experiment.carry(case.configuration(), directory, quiet=True)
+        yield
     finally:
         store.write_checkpoint = keep
+
+
+def repeated(
+    count: int, in_one: int, folder: Path, once: Callable[[Path, int], bool], end: Callable[[Path], None]
+) -> None:
+    """Call `once` until so many have landed, a few in each directory, and `end` on each."""
+    left, trial = count, 0
+    while left > 0 and trial < 20 * count:
+        trial += 1
+        directory = folder / f"run{trial}"
+        for _ in range(min(in_one, left)):
+            left -= once(directory, trial)
+        end(directory)
 
 
 def started(work: Callable[[], Any]) -> int:
@@ -119,27 +158,3 @@ def started(work: Callable[[], Any]) -> int:
 def ended(number: int) -> int:
     """Wait for a process; return its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
-
-
-def status(directory: Path) -> str:
-    try:
-        return str(json.loads((directory / "metadata.json").read_text())["status"])
-    except (OSError, ValueError):
-        return ""
-
-
-def differences(one: Any, other: Any) -> list[str]:
-    """What differs between two runs: variables of the records, arrays of the last clouds."""
-    out = [f"variables {set(one.data.variables) ^ set(other.data.variables)}"] * (
-        set(one.data.variables) != set(other.data.variables)
-    )
-    for name in set(one.data.variables) & set(other.data.variables):
-        x, y = one.data[name].values, other.data[name].values
-        if x.dtype.kind != y.dtype.kind or not np.array_equal(x, y, equal_nan=x.dtype.kind == "f"):
-            out.append(str(name))
-    left, right = store.pack_clouds(one.clouds), store.pack_clouds(other.clouds)
-    return out + [name for name in left.keys() | right.keys() if not _equal(left.get(name), right.get(name))]
-
-
-def _equal(x: Any, y: Any) -> bool:
-    return x is not None and y is not None and x.dtype == y.dtype and np.array_equal(x, y)
