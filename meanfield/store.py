@@ -45,7 +45,7 @@ LARGEST_TEXT = 64 << 20  # bytes of a JSON file
 # Entries of metadata.json that are read again, and what they are made of.
 ENTRIES = {
     "status": str, "message": str, "identity": dict, "timings": dict, "absent": dict, "errors": dict,
-    "versions": dict, "machine": dict, "data": dict,
+    "versions": dict, "machine": dict, "data": dict, "config": dict,
 }  # fmt: skip
 METADATA, RECORDS = "metadata.json", "records.nc"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -91,6 +91,8 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     notes = metadata.get("data", {}).get("notes", [])
     if not isinstance(notes, list):
         raise InputError(f"{path} is damaged: the notes on the data are no list")
+    if not isinstance(metadata.get("config", {}).get("cloud", {}), dict):
+        raise InputError(f"{path} is damaged: the section [cloud] of its configuration is no table")
     return metadata
 
 

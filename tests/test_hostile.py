@@ -305,6 +305,8 @@ def test_no_module_unpickles_or_evaluates() -> None:
         {"timings": None},
         {"absent": "x"},
         {"message": "\ud800"},
+        {"config": []},
+        {"config": {"cloud": [1]}},
     ],
 )
 @pytest.mark.parametrize("command", ["verify", "report", "compare"])
