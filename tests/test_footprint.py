@@ -17,9 +17,9 @@ class Ranks:
     rank, size, neighbours = 0, 4, 2
 
 
-def ask(n=100, d=10, ranks=None, **cloud):
+def ask(n=100, d=10, ranks=None, bounds=False, **cloud):
     tree = {"cloud": {"m": 10**6, "replicates": 1, **cloud}, "flow": {"time": 1.0}}
-    footprint.check_memory(config.parse(tree), n, d, ranks)
+    footprint.check_memory(config.parse(tree), n, d, ranks, bounds=bounds)
 
 
 @pytest.fixture
@@ -55,6 +55,15 @@ def test_matrices_that_do_not_fit_name_the_samples_that_would(machine):
         ask(n=most + 1, m=64, replicates=2, on_disk=True)
     with pytest.raises(InputError, match="matrices of n x n"):
         ask(n=most, m=64, replicates=2, ranks=Ranks())
+
+
+def test_bounds_take_more_matrices_than_steps(machine):
+    """47 of 8 n^2 bytes were measured with four replicates, 25 without bounds."""
+    machine(1 * GB)
+    ask(n=2000, m=64, replicates=4)
+    ask(n=1500, m=64, replicates=4, bounds=True)
+    with pytest.raises(InputError, match=r"matrices of n x n .* take about 1.6 GB .* \(at most 1581\)"):
+        ask(n=2000, m=64, replicates=4, bounds=True)
 
 
 def test_bounds_on_wide_clouds_that_do_not_fit_may_be_left_out(machine):
