@@ -223,7 +223,7 @@ class _Loop:
             status, failure = "interrupted", error
         except DivergedError as error:
             status, failure = "diverged", error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function of the user's may call sys.exit
             if all_here(self.ranks):
                 with contextlib.suppress(MeanfieldError):
                     self.close("failed", f"{type(error).__name__}: {error}")

@@ -290,10 +290,10 @@ def test_nan_of_an_activation_is_a_divergence_and_the_last_good_checkpoint_stays
     assert 0 < clouds[0].step <= 4 and all(np.isfinite(cloud.z).all() for cloud in clouds)
 
 
-def failing(*steps: int, shape: tuple[int, ...] = ()):
+def failing(*steps: int, shape: tuple[int, ...] = (), error: type[BaseException] = LookupError):
     def mine(cloud: Cloud, flow: Flow) -> np.ndarray:
         if cloud.step in steps and cloud.replicate == 1:
-            raise LookupError(f"no value at step {cloud.step}")
+            raise error(f"no value at step {cloud.step}")
         return np.full(shape, cloud.step)
 
     return mine
@@ -347,9 +347,10 @@ def stop_after(count: int):
     return write
 
 
-def test_a_record_that_raises_ends_the_run_by_default_and_all_before_is_kept(tmp_path) -> None:
-    with pytest.raises(LookupError):
-        run(tmp_path / "run", records=[Record(failing(3))])
+@pytest.mark.parametrize("error", [LookupError, SystemExit])
+def test_a_record_that_raises_ends_the_run_by_default_and_all_before_is_kept(error, tmp_path) -> None:
+    with pytest.raises(error):
+        run(tmp_path / "run", records=[Record(failing(3, error=error))])
     kept = load(tmp_path / "run")
     assert kept.status == "failed" and "no value at step 3" in kept.message
     assert np.array_equal(kept.data.mine[0], [0, 1, 2]) and kept.clouds[0].step == 2
